@@ -1,0 +1,8 @@
+// To be written.
+#include "bindings/bindings.h"
+
+namespace cpuinfer {
+
+void bind_kernels(pybind11::module_&) {}
+
+}  // namespace cpuinfer

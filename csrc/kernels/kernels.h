@@ -1,0 +1,103 @@
+// What a kernel set is: the data it reads, the functions it offers, and the arithmetic every set shares bit for bit.
+//
+// All arithmetic is defined on a vector of 16 fp32 lanes ("virtual lanes"), whatever the hardware's width:
+//   - each lane owns one output (a weight row, a head dimension, a cache position), and sums in ascending k;
+//   - a sum over lanes is the fixed tree ((l0+l8)+(l4+l12)) ... : halve 16 -> 8 -> 4 -> 2 -> 1, adding the upper half;
+//   - fma means one rounding (std::fma in scalar code); integer dot products are exact.
+// So every kernel set gives the same bits, for any batch, tile or thread count.  Tests ask equality, not tolerance.
+#pragma once
+
+#include <cstdint>
+
+namespace cpuinfer {
+
+constexpr int kLanes = 16;       // weight rows in a panel; floats in a virtual vector
+constexpr int kGroup = 32;       // neighbours along k that share a scale
+constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
+constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
+
+enum class Encoding : uint8_t { kInt4, kInt8, kF16, kBF16, kF32 };
+
+// One linear layer's weights [n, k], packed in panels of kLanes rows; the last panel is padded with zero weights.
+//   value(n, k) = scale[n, g] * (code[n, k] - zero) + bias[n, g],  g = k / kGroup        (kInt4, kInt8)
+// Codes of a group of a panel:
+//   kInt4: 4 blocks of 64 bytes; byte [16 rows][4 k] of block s holds k = 4 s + j in the low nibble and
+//          k = 16 + 4 s + j in the high nibble (one 512-bit load, or two 256-bit loads, feed two dot-product steps)
+//   kInt8: 8 blocks of 64 bytes; byte [16 rows][4 k] of block s holds the unsigned code of k = 4 s + j
+//   kF16, kBF16 (uint16), kF32 (float): [k][16 rows]
+struct Weights {
+  Encoding encoding;
+  int32_t zero;           // 8 for Q4_0, 128 for Q8_0, 0 for Q4_1
+  int64_t n;              // output rows
+  int64_t k;              // inputs; a multiple of kGroup for kInt4 and kInt8
+  const void* codes;      // [ceil(n / 16)][k / kGroup][...] as above, 64-byte aligned
+  const uint16_t* scale;  // fp16 [ceil(n / 16)][k / kGroup][16]; null for floats
+  const uint16_t* bias;   // fp16 [ceil(n / 16)][k / kGroup][16], or null
+};
+
+// Up to kTileRows rows of activations, quantised to int8 per row and group, for the integer kernels.
+//   value(r, k) ~ scale[g][r] * codes[g][r][k % 32]
+struct QuantizedRows {
+  int rows;       // 1 .. kTileRows; also the stride below
+  int8_t* codes;  // int8 [k / 32][rows][32], each in -127 .. 127
+  float* scale;   // fp32 [k / 32][rows]: largest magnitude of the group / 127, or 0
+  int32_t* sum;   // int32 [k / 32][rows]: sum of the group's codes
+};
+
+// Rows [panel_begin, panel_end) * 16 of  y[r, n] = sum_k w[n, k] x[r, k].
+struct Gemm {
+  const Weights* w;
+  int64_t panel_begin, panel_end;
+  QuantizedRows quantized;  // for kInt4, kInt8
+  const float* x;           // for float weights: fp32 [rows][ldx]
+  int64_t ldx;
+  int rows;  // 1 .. kTileRows
+  float* y;  // fp32 [rows][ldy]; a panel writes its 16 lanes, so rows are padded to 16
+  int64_t ldy;
+};
+
+// Queries of one sequence that share one key-value head:  out = softmax(scale q K^T) V  over positions [0, limit).
+struct Attend {
+  int rows;                      // 1 .. kTileRows queries
+  const float* q[kTileRows];     // fp32 [head_dim] each
+  float* out[kTileRows];         // fp32 [head_dim] each; nothing is written past head_dim
+  int64_t limit[kTileRows];      // positions each query sees, >= 1
+  const uint16_t* const* pages;  // the sequence's cache pages, kPageTokens positions each
+  int64_t k_offset;  // in a page, elements to fp16 K [head_dim][kPageTokens] (transposed: lanes are positions)
+  int64_t v_offset;  // in a page, elements to fp16 V [kPageTokens][round_up(head_dim, 16)]
+  int64_t head_dim;
+  float scale;
+  float* scores;          // scratch fp32 [rows][scores_stride]
+  int64_t scores_stride;  // >= the largest limit rounded up to 16
+};
+
+struct KernelSet {
+  const char* name;
+  uint32_t needs;  // CpuFeature bits
+
+  // x fp32 [rows][ldx] -> q, for k inputs.  Per row and group: m = max |x|; scale = m / 127; inverse = 127 / m (both
+  // one fp32 division); code = x * inverse rounded to nearest even.  A group whose largest magnitude is below 1e-30 is
+  // all zero; a group holding NaN or infinity gets a NaN scale and zero codes, so that the fault surfaces in the
+  // result.
+  void (*quantize)(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q);
+  // Per group g, in ascending g:  i = sum codes * q - zero * sum  (int32, exact);  y = fma(float(i), scale_w * scale_x,
+  // y); with a bias also  y = fma(bias_w, scale_x * float(sum), y).  The product of the scales is rounded to fp32
+  // first.
+  void (*gemm_int4)(const Gemm& g);
+  void (*gemm_int8)(const Gemm& g);
+  // y = fma(w[k], x[k], y) in ascending k, for kF16, kBF16 and kF32 (weights widened exactly).
+  void (*gemm_float)(const Gemm& g);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight: lane l sums fma(x, x, sum) over k = l, l + 16, ...; then the tree;
+  // inv = 1 / sqrt(total / n + eps); y = (x * inv) * weight.   x, y fp32 [n]; may alias.
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* y);
+  void (*add)(const float* x, int64_t n, float* y);           // y += x
+  void (*silu_mul)(const float* gate, int64_t n, float* up);  // up = gate / (1 + exp(-gate)) * up
+  // In place on one head [head_dim]: pairs (2 i, 2 i + 1) when interleaved, else (i, i + pairs), i < pairs;
+  // (a, b) -> (a cos - b sin, a sin + b cos) with products rounded before the sum.  cosine, sine fp32 [pairs].
+  void (*rope)(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved);
+  void (*to_half)(const float* x, int64_t n, uint16_t* y);  // round to nearest even
+  void (*attend)(const Attend& a);
+};
+
+}  // namespace cpuinfer
