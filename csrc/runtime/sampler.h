@@ -1,0 +1,83 @@
+// Chooses the next token of one request from a row of logits: bias, then the stages in the caller's order, then a draw.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace cpuinfer {
+
+enum class Stage : uint8_t { kPenalties, kTopK, kTopP, kMinP, kTemperature };
+
+// Ranges are in sampler.cpp; what each field means is documented in python/cpuinfer/sampling.py.
+struct SamplerOptions {
+  double temperature = 0.8;  // 0: greedy, whatever the order
+  int32_t top_k = 40;        // 0: all
+  double top_p = 0.95;
+  double min_p = 0.05;
+  double repetition_penalty = 1;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  uint64_t seed = 0;
+  std::vector<Stage> order = {Stage::kPenalties, Stage::kTopK, Stage::kTopP, Stage::kMinP, Stage::kTemperature};
+  int32_t logprobs = -1;  // -1: none; k >= 0: of the token chosen and of the k likeliest
+};
+
+struct Sampled {
+  int32_t token;
+  float logprob;  // of the raw logits; NaN unless asked for
+  std::vector<std::pair<int32_t, float>> top;
+};
+
+// Philox4x64-10 (Salmon et al., SC 2011): the four random words that belong to a key and a counter.
+std::array<uint64_t, 4> philox(std::array<uint64_t, 2> key, std::array<uint64_t, 4> counter) noexcept;
+
+// The state of one request.  Nothing is allocated after construction, but for the alternatives when asked for.
+class Sampler {
+ public:
+  Sampler(SamplerOptions options, int32_t vocabulary);  // throws Error(kInvalid)
+
+  // Tokens of the prompt, for the repetition penalty; may be called for each piece.  Throws Error(kInvalid).
+  void see_prompt(std::span<const int32_t> tokens);
+
+  // Chooses and records a token.  Throws Error(kNumerical) on NaN, +infinity, or when no token is possible.
+  Sampled sample(std::span<const float> logits);
+
+ private:
+  struct Candidate {
+    double logit;  // double: dividing by any temperature cannot overflow
+    int32_t token;
+  };
+  static bool ranks_before(const Candidate& a, const Candidate& b) noexcept {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+  }
+
+  void start(std::span<const float> logits);
+  void run(Stage stage) noexcept;
+  void penalties() noexcept;
+  void top_k() noexcept;
+  void top_p() noexcept;
+  void min_p() noexcept;
+  void temperature() noexcept;
+  void keep_through(const Candidate& last) noexcept;
+  Candidate best() const noexcept;
+  std::span<Candidate> likeliest(std::span<const Candidate> from, std::size_t count) noexcept;
+  int32_t draw() const noexcept;
+  void report(std::span<const float> logits, Sampled& sampled);
+
+  SamplerOptions options_;
+  int32_t vocabulary_;
+  bool penalised_;  // a penalty is set: seen_ and generated_ are kept
+  uint64_t index_ = 0;
+  std::vector<uint8_t> seen_;       // [vocabulary] in the prompt or the answer
+  std::vector<int32_t> generated_;  // [vocabulary] times in the answer
+  std::vector<float> bias_row_;     // [vocabulary] logits with the bias added; empty without a bias
+  std::vector<Candidate> storage_;  // [vocabulary]
+  std::span<Candidate> kept_;       // the candidates left, in storage_, by ascending token
+  std::vector<Candidate> scratch_;  // [vocabulary]
+};
+
+}  // namespace cpuinfer
