@@ -11,9 +11,9 @@ namespace cpuinfer {
 
 enum class Stage : uint8_t { kPenalties, kTopK, kTopP, kMinP, kTemperature };
 
-// Ranges are in sampler.cpp; what each field means is documented in python/cpuinfer/sampling.py.
+// The ranges are checked by the constructor; python/cpuinfer/sampling.py says what each field means.
 struct SamplerOptions {
-  double temperature = 0.8;  // 0: greedy, whatever the order
+  double temperature = 0.8;  // 0: greedy, whatever the order; the truncating stages then have nothing to say
   int32_t top_k = 40;        // 0: all
   double top_p = 0.95;
   double min_p = 0.05;
@@ -43,41 +43,45 @@ class Sampler {
   // Tokens of the prompt, for the repetition penalty; may be called for each piece.  Throws Error(kInvalid).
   void see_prompt(std::span<const int32_t> tokens);
 
-  // Chooses and records a token.  Throws Error(kNumerical) on NaN, +infinity, or when no token is possible.
+  // Chooses a token and records it.  Throws Error(kNumerical) on NaN, +infinity, or when no token is possible; the
+  // state is then as it was.
   Sampled sample(std::span<const float> logits);
 
  private:
   struct Candidate {
-    double logit;  // double: dividing by any temperature cannot overflow
+    double value;  // the logit, in double: no bias, penalty or temperature in range overflows it
     int32_t token;
   };
+  // Total orders, so that no result depends on how a heap arranges equals: higher first, then the lower token.
   static bool ranks_before(const Candidate& a, const Candidate& b) noexcept {
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+    return a.value > b.value || (a.value == b.value && a.token < b.token);
   }
+  static bool ranks_after(const Candidate& a, const Candidate& b) noexcept { return ranks_before(b, a); }
 
-  void start(std::span<const float> logits);
+  void fill(std::span<const float> logits);
+  void bias();
   void run(Stage stage) noexcept;
   void penalties() noexcept;
   void top_k() noexcept;
   void top_p() noexcept;
   void min_p() noexcept;
   void temperature() noexcept;
-  void keep_through(const Candidate& last) noexcept;
   Candidate best() const noexcept;
-  std::span<Candidate> likeliest(std::span<const Candidate> from, std::size_t count) noexcept;
-  int32_t draw() const noexcept;
+  std::span<Candidate> likeliest(std::size_t count) noexcept;
+  void keep_through(const Candidate& last) noexcept;
+  int32_t draw() noexcept;
   void report(std::span<const float> logits, Sampled& sampled);
 
   SamplerOptions options_;
   int32_t vocabulary_;
-  bool penalised_;  // a penalty is set: seen_ and generated_ are kept
-  uint64_t index_ = 0;
+  bool greedy_;
+  bool penalised_;                  // a penalty is set: seen_ and generated_ are kept
+  uint64_t index_ = 0;              // of the next token within the answer
   std::vector<uint8_t> seen_;       // [vocabulary] in the prompt or the answer
   std::vector<int32_t> generated_;  // [vocabulary] times in the answer
-  std::vector<float> bias_row_;     // [vocabulary] logits with the bias added; empty without a bias
   std::vector<Candidate> storage_;  // [vocabulary]
-  std::span<Candidate> kept_;       // the candidates left, in storage_, by ascending token
-  std::vector<Candidate> scratch_;  // [vocabulary]
+  std::span<Candidate> kept_;       // the candidates left, a prefix of storage_, by ascending token
+  std::vector<Candidate> scratch_;  // [vocabulary] heaps
 };
 
 }  // namespace cpuinfer
