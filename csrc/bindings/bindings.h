@@ -3,7 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include "core/error.h"
+
 namespace cpuinfer {
+
+// The name of the class in cpuinfer.errors that stands for a fault.
+const char* fault_class(Fault fault);
 
 void bind_checkpoint(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);

@@ -1,40 +1,34 @@
 // The extension module: its parts, and the mapping from native faults to the classes of cpuinfer.errors.
 #include "bindings/bindings.h"
-#include "core/error.h"
 
 namespace py = pybind11;
 
-namespace {
+namespace cpuinfer {
 
-const char* class_name(cpuinfer::Fault fault) {
+const char* fault_class(Fault fault) {
   switch (fault) {
-    case cpuinfer::Fault::kCheckpoint:
-      return "CheckpointError";
-    case cpuinfer::Fault::kUnsupportedModel:
-      return "UnsupportedModel";
-    case cpuinfer::Fault::kUnsupportedFormat:
-      return "UnsupportedFormat";
-    case cpuinfer::Fault::kUnsupportedCpu:
-      return "UnsupportedCpu";
-    case cpuinfer::Fault::kContextFull:
-      return "ContextFull";
-    case cpuinfer::Fault::kNumerical:
-      return "NumericalError";
-    case cpuinfer::Fault::kCancelled:
-      return "Cancelled";
-    case cpuinfer::Fault::kInvalid:
-      return "InvalidRequest";
-    case cpuinfer::Fault::kMemory:
-      return "MemoryLimit";
+    case Fault::kCheckpoint: return "CheckpointError";
+    case Fault::kUnsupportedModel: return "UnsupportedModel";
+    case Fault::kUnsupportedFormat: return "UnsupportedFormat";
+    case Fault::kUnsupportedCpu: return "UnsupportedCpu";
+    case Fault::kContextFull: return "ContextFull";
+    case Fault::kNumerical: return "NumericalError";
+    case Fault::kCancelled: return "Cancelled";
+    case Fault::kInvalid: return "InvalidRequest";
+    case Fault::kMemory: return "MemoryLimit";
   }
   return "CpuInferError";
 }
+
+}  // namespace cpuinfer
+
+namespace {
 
 void translate(std::exception_ptr pending) {
   try {
     if (pending) std::rethrow_exception(pending);
   } catch (const cpuinfer::Error& error) {
-    const py::object type = py::module_::import("cpuinfer.errors").attr(class_name(error.fault()));
+    const py::object type = py::module_::import("cpuinfer.errors").attr(cpuinfer::fault_class(error.fault()));
     py::set_error(type, error.what());
   }
 }
@@ -47,6 +41,6 @@ PYBIND11_MODULE(_core, m) {
   cpuinfer::bind_checkpoint(m);
   cpuinfer::bind_kernels(m);
   cpuinfer::bind_machine(m);
-  cpuinfer::bind_runtime(m);
   cpuinfer::bind_sampler(m);
+  cpuinfer::bind_runtime(m);
 }

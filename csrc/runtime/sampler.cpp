@@ -148,16 +148,11 @@ void Sampler::bias() {
 void Sampler::run(Stage stage) noexcept {
   if (greedy_ && stage != Stage::kPenalties) return;
   switch (stage) {
-    case Stage::kPenalties:
-      return penalties();
-    case Stage::kTopK:
-      return top_k();
-    case Stage::kTopP:
-      return top_p();
-    case Stage::kMinP:
-      return min_p();
-    case Stage::kTemperature:
-      return temperature();
+    case Stage::kPenalties: return penalties();
+    case Stage::kTopK: return top_k();
+    case Stage::kTopP: return top_p();
+    case Stage::kMinP: return min_p();
+    case Stage::kTemperature: return temperature();
   }
 }
 

@@ -1,1 +1,226 @@
-// To be written.
+// Gathers the rows of a step, runs the plan with all workers, and turns logits into tokens and scores.
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <new>
+
+namespace cpuinfer {
+namespace {
+
+constexpr auto kInterruptInterval = std::chrono::milliseconds(50);
+
+// What worker 0 asks between ops.
+struct Watch {
+  const std::atomic<bool>* cancel;
+  bool (*interrupted)() noexcept;
+  std::chrono::steady_clock::time_point next;
+
+  static bool ask(void* context) noexcept {
+    Watch& watch = *static_cast<Watch*>(context);
+    if (watch.cancel->load(std::memory_order_relaxed)) return true;
+    if (watch.interrupted == nullptr) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (now < watch.next) return false;
+    watch.next = now + kInterruptInterval;
+    return watch.interrupted();
+  }
+};
+
+// log softmax(logits)[target], summed in double.
+double log_probability(std::span<const float> logits, int32_t target) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const float logit : logits) total += std::exp(static_cast<double>(logit) - static_cast<double>(largest));
+  const double value = static_cast<double>(logits[static_cast<std::size_t>(target)]) - largest - std::log(total);
+  if (!std::isfinite(total)) throw Error(Fault::kNumerical, "the logits hold NaN or infinity");
+  return value;
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernels, const SessionOptions& options)
+    : program_(std::move(program)),
+      kernels_(kernels),
+      options_(options),
+      team_(options.threads),
+      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values}),
+      cache_(plan_.cache_shape(), options.cache_pages) {}
+
+int64_t Session::open(std::shared_ptr<Sampler> sampler) {
+  const std::lock_guard lock(mutex_);
+  const int64_t id = next_id_++;
+  sequences_[id].sampler = std::move(sampler);
+  return id;
+}
+
+void Session::close(int64_t sequence) {
+  const std::lock_guard lock(mutex_);
+  Sequence& found = find(sequence);
+  for (uint16_t* page : found.pages) cache_.give_back(page);
+  sequences_.erase(sequence);
+}
+
+int64_t Session::length(int64_t sequence) const {
+  const std::lock_guard lock(mutex_);
+  return const_cast<Session*>(this)->find(sequence).length;
+}
+
+void Session::cancel() noexcept {
+  if (stepping_.load()) cancel_.store(true);
+}
+
+Session::Sequence& Session::find(int64_t sequence) {
+  const auto it = sequences_.find(sequence);
+  if (it == sequences_.end()) throw Error(Fault::kInvalid, "sequence " + std::to_string(sequence) + " is not open");
+  return it->second;
+}
+
+void Session::check(const std::vector<Feed>& feeds) {
+  int64_t rows = 0;
+  std::vector<int64_t> seen;
+  for (const Feed& feed : feeds) {
+    const Sequence& sequence = find(feed.sequence);
+    if (std::find(seen.begin(), seen.end(), feed.sequence) != seen.end()) {
+      throw Error(Fault::kInvalid, "sequence " + std::to_string(feed.sequence) + " is fed twice in a step");
+    }
+    seen.push_back(feed.sequence);
+    if (feed.tokens.empty()) throw Error(Fault::kInvalid, "a feed without tokens");
+    const int64_t count = static_cast<int64_t>(feed.tokens.size());
+    rows += count;
+    if (sequence.length + count > options_.context) {
+      throw Error(Fault::kContextFull, std::to_string(sequence.length + count) + " tokens do not fit the context of " +
+                                           std::to_string(options_.context));
+    }
+    const auto check_token = [&](int32_t token, int32_t least) {
+      if (token >= least && token < plan_.vocabulary()) return;
+      throw Error(Fault::kInvalid,
+                  "token id " + std::to_string(token) + ", expected 0 to " + std::to_string(plan_.vocabulary() - 1));
+    };
+    for (const int32_t token : feed.tokens) check_token(token, 0);
+    if (feed.want == Want::kScores && feed.targets.size() != feed.tokens.size()) {
+      throw Error(Fault::kInvalid, "scores need one target for each token");
+    }
+    for (const int32_t target : feed.targets) check_token(target, -1);
+    if (feed.want == Want::kSample && !sequence.sampler) {
+      throw Error(Fault::kInvalid, "sequence " + std::to_string(feed.sequence) + " has no sampler");
+    }
+  }
+  if (rows < 1 || rows > options_.batch) {
+    throw Error(Fault::kInvalid,
+                std::to_string(rows) + " rows in a step, expected 1 to " + std::to_string(options_.batch));
+  }
+}
+
+void Session::reserve_pages(const std::vector<Feed>& feeds) {
+  for (const Feed& feed : feeds) {
+    Sequence& sequence = find(feed.sequence);
+    const int64_t end = sequence.length + static_cast<int64_t>(feed.tokens.size());
+    const std::size_t needed = static_cast<std::size_t>((end + kPageTokens - 1) / kPageTokens);
+    sequence.pages.reserve(needed);
+    while (sequence.pages.size() < needed) sequence.pages.push_back(cache_.take());
+  }
+}
+
+void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results) {
+  tokens_.clear();
+  positions_.clear();
+  runs_.clear();
+  outputs_.clear();
+  for (std::size_t f = 0; f < feeds.size(); ++f) {
+    const Feed& feed = feeds[f];
+    const Sequence& sequence = find(feed.sequence);
+    const int64_t first = static_cast<int64_t>(tokens_.size());
+    const int64_t count = static_cast<int64_t>(feed.tokens.size());
+    runs_.push_back({first, count, sequence.length, sequence.pages.data()});
+    for (int64_t i = 0; i < count; ++i) {
+      const std::size_t index = static_cast<std::size_t>(i);
+      tokens_.push_back(feed.tokens[index]);
+      positions_.push_back(sequence.length + i);
+      const bool wanted = feed.want == Want::kLogits || (feed.want == Want::kSample && i + 1 == count) ||
+                          (feed.want == Want::kScores && feed.targets[index] >= 0);
+      if (wanted) outputs_.push_back({static_cast<int32_t>(first + i), f, index});
+    }
+    if (feed.want == Want::kScores) results[f].scores.resize(feed.tokens.size());
+    if (feed.want == Want::kLogits) {
+      results[f].logits.resize(feed.tokens.size() * static_cast<std::size_t>(plan_.vocabulary()));
+    }
+  }
+}
+
+void Session::finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* row) {
+  const std::size_t vocabulary = static_cast<std::size_t>(plan_.vocabulary());
+  const std::span<const float> logits(row, vocabulary);
+  if (feed.want == Want::kSample) {
+    result.sampled = find(feed.sequence).sampler->sample(logits);
+  } else if (feed.want == Want::kScores) {
+    result.scores[output.index] = static_cast<float>(log_probability(logits, feed.targets[output.index]));
+  } else {
+    std::copy(logits.begin(), logits.end(), result.logits.begin() + static_cast<int64_t>(output.index * vocabulary));
+  }
+}
+
+void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step) {
+  std::vector<std::optional<Error>> errors(outputs_.size());
+  bool finished = false;
+  plan_.prepare(step);
+  auto body = [&](int worker) noexcept {
+    const bool done = plan_.run(worker);
+    if (worker == 0) finished = done;
+    if (!done) return;
+    int32_t rows[kHeadRows];
+    for (std::size_t first = 0; first < outputs_.size(); first += kHeadRows) {
+      const std::size_t count = std::min<std::size_t>(kHeadRows, outputs_.size() - first);
+      for (std::size_t i = 0; i < count; ++i) rows[i] = outputs_[first + i].row;
+      plan_.run_head(rows, static_cast<int64_t>(count), worker);
+      for (std::size_t i = static_cast<std::size_t>(worker); i < count; i += static_cast<std::size_t>(team_.size())) {
+        const Output& output = outputs_[first + i];
+        try {
+          finish_output(feeds[output.feed], results[output.feed], output, plan_.logits(static_cast<int64_t>(i)));
+        } catch (const Error& error) {
+          errors[first + i] = error;
+        } catch (const std::bad_alloc&) {
+          errors[first + i] = Error(Fault::kMemory, "no memory for the result of a step");
+        }
+      }
+      team_.barrier();  // the next rows overwrite these logits
+    }
+  };
+  team_.run(body);
+  if (!finished) throw Error(Fault::kCancelled, "the step was cancelled");
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    if (errors[i]) results[outputs_[i].feed].error = errors[i];
+  }
+}
+
+std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*interrupted)() noexcept) {
+  const std::lock_guard lock(mutex_);
+  check(feeds);
+  reserve_pages(feeds);
+  std::vector<FeedResult> results(feeds.size());
+  collect_rows(feeds, results);
+  Watch watch{&cancel_, interrupted, std::chrono::steady_clock::now() + kInterruptInterval};
+  const Step step{static_cast<int64_t>(tokens_.size()),
+                  tokens_.data(),
+                  positions_.data(),
+                  runs_.data(),
+                  static_cast<int64_t>(runs_.size()),
+                  &Watch::ask,
+                  &watch};
+  cancel_.store(false);
+  stepping_.store(true);
+  try {
+    compute(feeds, results, step);
+  } catch (...) {
+    stepping_.store(false);
+    throw;
+  }
+  stepping_.store(false);
+  for (std::size_t f = 0; f < feeds.size(); ++f) {
+    if (!results[f].error) find(feeds[f].sequence).length += static_cast<int64_t>(feeds[f].tokens.size());
+  }
+  return results;
+}
+
+}  // namespace cpuinfer

@@ -1,0 +1,59 @@
+// A persistent team of threads that walks one piece of work together; the caller is worker 0.
+//
+// Workers spin for some tens of microseconds, then yield, then sleep on a futex: inside a piece of work waits are a few
+// microseconds, between pieces an idle process uses no processor time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "core/buffer.h"
+
+namespace cpuinfer {
+
+class WorkerTeam {
+ public:
+  // One barrier or hand-over: a counter on a cache line of its own, on which one can wait for a change.
+  struct alignas(kCacheLine) Signal {
+    std::atomic<uint32_t> value{0};
+  };
+
+  // Throws Error(kInvalid) unless 1 <= workers <= 1024.
+  explicit WorkerTeam(int workers);
+  ~WorkerTeam();
+  WorkerTeam(const WorkerTeam&) = delete;
+  WorkerTeam& operator=(const WorkerTeam&) = delete;
+
+  int size() const noexcept { return size_; }
+
+  // Calls body(worker) once on every worker and returns when all have returned.  body must not throw.  Throws
+  // Error(kInvalid) in a process forked after the team was made: its threads exist only in the parent.
+  template <typename Body>
+  void run(Body& body) {
+    start([](void* context, int worker) noexcept { (*static_cast<Body*>(context))(worker); }, &body);
+  }
+
+  // Inside run: returns when every worker has called it.
+  void barrier() noexcept;
+
+ private:
+  using Entry = void (*)(void* context, int worker) noexcept;
+
+  void start(Entry entry, void* context);
+  void serve(int worker) noexcept;
+
+  int size_;
+  int process_;
+  Entry entry_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<bool> stopping_{false};
+  Signal work_;     // generation of the piece of work handed out
+  Signal arrived_;  // workers at the barrier
+  Signal passed_;   // generation of the barrier
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace cpuinfer

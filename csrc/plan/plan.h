@@ -1,0 +1,126 @@
+// The executor: a program bound to a kernel set, with one arena laid out at load, replayed by all workers for every
+// step.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/worker_team.h"
+#include "kernels/kernels.h"
+#include "plan/cache_shape.h"
+#include "plan/program.h"
+#include "plan/step.h"
+
+namespace cpuinfer {
+
+struct PlanLimits {
+  int64_t rows = 512;        // most rows in a step
+  int64_t context = 4096;    // most positions of a sequence
+  bool keep_values = false;  // give every value memory of its own, so that all can be read after a step (for tests)
+};
+
+constexpr int64_t kHeadRows = 16;  // rows of logits computed at once
+
+class Plan {
+ public:
+  // The last op must be linears with one weight: the head, which runs only on the rows asked for.  Throws
+  // Error(kUnsupportedModel) if it is not, if there is no attention, or if attention ops differ in shape.
+  Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, const PlanLimits& limits);
+
+  // Called by one thread before the workers run a step.
+  void prepare(const Step& step) noexcept;
+  // Called by every worker: all ops but the head.  Returns false, on every worker alike, when the step was cancelled.
+  bool run(int worker) noexcept;
+  // Called by every worker after run: logits of count <= kHeadRows rows of the step, ending with a barrier.
+  void run_head(const int32_t* rows, int64_t count, int worker) noexcept;
+
+  // fp32 [kHeadRows][logits_stride]; the first vocabulary() of each row count.
+  const float* logits(int64_t index) const noexcept { return arena_.as<float>() + logits_ + index * logits_stride(); }
+  int64_t logits_stride() const noexcept;
+  int64_t vocabulary() const noexcept;
+  // A value of the last step, fp32 [rows][padded_width]; all of them are there only with keep_values.
+  const float* value(ValueId id) const noexcept { return arena_.as<float>() + offsets_[static_cast<std::size_t>(id)]; }
+  int64_t padded_width(ValueId id) const noexcept;
+
+  const Program& program() const noexcept { return program_; }
+  const PlanLimits& limits() const noexcept { return limits_; }
+  CacheShape cache_shape() const noexcept { return cache_; }
+  int64_t arena_bytes() const noexcept { return static_cast<int64_t>(arena_.bytes()); }
+  int64_t weight_bytes() const noexcept;
+  // One line per op: name, kind, shapes, encodings, bytes of weights, microseconds in the last step.
+  std::string dump() const;
+
+ private:
+  // An op's input as its kernels read it: quantised tiles of kTileRows rows, and floats for float weights.
+  struct Input {
+    int8_t* codes;
+    float* scale;
+    int32_t* sum;
+    const float* x;
+    int64_t ldx;
+  };
+  struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
+    int64_t normed;             // [kTileRows][widest input]
+    int64_t tile;               // [kTileRows][kPanelsPerItem * 16]: the gate of glu
+    int64_t scores;             // [kTileRows][context]
+    int64_t codes, scale, sum;  // one quantised row
+  };
+  static constexpr int64_t kPanelsPerItem = 8;
+
+  void check();
+  void lay_out_arena();
+  void run_op(std::size_t index, int worker) noexcept;
+  void run_embed(const Op& op, int worker) noexcept;
+  void run_linear_op(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, float* head_out,
+                     int worker) noexcept;
+  Input read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, int worker) noexcept;
+  void read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, int64_t code_offset,
+                 float* normed, int64_t normed_stride) noexcept;
+  QuantizedRows quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept;
+  void run_attention(const Op& op, std::size_t index, int worker) noexcept;
+  void store_keys_and_values(const Op& op, int64_t row, int64_t position, uint16_t* const* pages) noexcept;
+  void attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,
+                    int worker) noexcept;
+  void rotate_tables(int worker) noexcept;
+
+  float* at(int64_t offset) noexcept { return arena_.as<float>() + offset; }
+  float* mutable_value(ValueId id) noexcept { return at(offsets_[static_cast<std::size_t>(id)]); }
+  int64_t claim(std::size_t index, int phase) noexcept {
+    return tickets_[index * 2 + static_cast<std::size_t>(phase)].value.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  struct alignas(kCacheLine) Ticket {
+    std::atomic<int64_t> value{0};
+  };
+  struct RowBlock {  // rows of one sequence whose queries share a tile
+    int64_t row, rows, position;
+    uint16_t* const* pages;
+  };
+
+  const Program& program_;
+  const KernelSet& kernels_;
+  WorkerTeam& team_;
+  PlanLimits limits_;
+  CacheShape cache_;
+  AttentionShape attention_;
+  int64_t widest_ = 0;  // inputs of any linear
+
+  Buffer arena_;
+  std::vector<int64_t> offsets_;  // of each value, in floats
+  int64_t logits_ = 0, cosine_ = 0, sine_ = 0, codes_ = 0, scale_ = 0, sum_ = 0, normed_ = 0;
+  std::vector<Scratch> scratch_;
+  std::vector<Ticket> tickets_;
+  std::vector<double> seconds_;  // of each op in the last step, by worker 0
+
+  Step step_;
+  std::vector<RowBlock> blocks_;
+  int64_t head_chunk_ = 1;  // query heads that share a tile
+  // The step ends once this op is done.  Worker 0 writes it during that very op, so whoever reads it late, after the
+  // barrier of the op before, still goes on to the same op.
+  std::atomic<std::size_t> stop_after_{0};
+};
+
+}  // namespace cpuinfer

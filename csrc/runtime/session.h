@@ -1,0 +1,109 @@
+// Sequences of one loaded model: feeds tokens of several sequences through the plan in one step, samples and scores.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/worker_team.h"
+#include "plan/plan.h"
+#include "runtime/kv_cache.h"
+#include "runtime/sampler.h"
+
+namespace cpuinfer {
+
+enum class Want : uint8_t {
+  kNothing,  // a part of a prompt
+  kSample,   // the next token after the last one fed
+  kScores,   // log-probability of each target
+  kLogits,   // the logits of every row
+};
+
+// Tokens that a sequence takes in this step, at the positions after those it has.
+struct Feed {
+  int64_t sequence = 0;
+  std::vector<int32_t> tokens;
+  Want want = Want::kNothing;
+  std::vector<int32_t> targets;  // kScores: one a token, the token whose probability is asked, or -1
+};
+
+struct FeedResult {
+  Sampled sampled{};
+  std::vector<float> scores;   // kScores: natural log-probability, one a token; 0 where the target is -1
+  std::vector<float> logits;   // kLogits: [tokens][vocabulary]
+  std::optional<Error> error;  // why this feed has no result: kNumerical, kMemory; the sequence is not advanced
+};
+
+struct SessionOptions {
+  int threads = 1;
+  int64_t batch = 512;       // most rows in a step
+  int64_t context = 4096;    // most positions of a sequence
+  int64_t cache_pages = 0;   // most cache pages in use at once
+  bool keep_values = false;  // see PlanLimits
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<const Program> program, const KernelSet& kernels, const SessionOptions& options);
+
+  // A new, empty sequence.  Without a sampler it can only score and give logits.
+  int64_t open(std::shared_ptr<Sampler> sampler);
+  void close(int64_t sequence);
+  int64_t length(int64_t sequence) const;
+
+  // Runs one step.  All-or-nothing: when it throws (a bad token, no memory, kCancelled), no sequence has moved.
+  // `interrupted` is asked every 50 ms by the calling thread; true abandons the step.
+  std::vector<FeedResult> step(const std::vector<Feed>& feeds, bool (*interrupted)() noexcept);
+
+  // Abandons the running step from another thread.  Without a running step it does nothing.
+  void cancel() noexcept;
+
+  const Plan& plan() const noexcept { return plan_; }
+  const KvCache& cache() const noexcept { return cache_; }
+  const SessionOptions& options() const noexcept { return options_; }
+  const char* isa() const noexcept { return kernels_.name; }
+
+ private:
+  struct Sequence {
+    int64_t length = 0;
+    std::vector<uint16_t*> pages;
+    std::shared_ptr<Sampler> sampler;
+  };
+  struct Output {  // one row whose logits are wanted
+    int32_t row;
+    std::size_t feed;
+    std::size_t index;  // within the feed
+  };
+
+  Sequence& find(int64_t sequence);
+  void check(const std::vector<Feed>& feeds);
+  void reserve_pages(const std::vector<Feed>& feeds);
+  void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
+  void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
+  void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);
+
+  std::shared_ptr<const Program> program_;
+  const KernelSet& kernels_;
+  SessionOptions options_;
+  WorkerTeam team_;
+  Plan plan_;
+  KvCache cache_;
+  std::map<int64_t, Sequence> sequences_;
+  int64_t next_id_ = 0;
+  mutable std::mutex mutex_;
+  std::atomic<bool> stepping_{false}, cancel_{false};
+
+  std::vector<int32_t> tokens_;  // of the rows of the step being run
+  std::vector<int64_t> positions_;
+  std::vector<Run> runs_;
+  std::vector<Output> outputs_;
+};
+
+}  // namespace cpuinfer
