@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from cpuinfer.errors import InvalidRequest
 
 STAGES = ("penalties", "top_k", "top_p", "min_p", "temperature")
 """The stages of the sampler chain."""

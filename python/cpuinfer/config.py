@@ -1,0 +1,79 @@
+"""What a model is: its shapes and options, the same whatever file they came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cpuinfer.errors import UnsupportedModel
+
+RopeLayout = Literal["interleaved", "halves"]
+"""Pairs of a head that turn together: (2 i, 2 i + 1), or (i, i + pairs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions (Su et al., arXiv 2104.09864): pair i turns by position / (base ** (2 i / dims) * factor i)."""
+
+    dims: int
+    """Dimensions of a head that are rotated, from the first."""
+    base: float
+    layout: RopeLayout
+    factors: tuple[float, ...] = ()
+    """Divisors of the frequencies, one a pair: Llama 3's long-context scaling, or linear scaling; empty for none."""
+
+    def inverse_frequencies(self) -> list[float]:
+        """One angle per position step for each pair, in radians."""
+        pairs = self.dims // 2
+        factors = self.factors or (1.0,) * pairs
+        return [self.base ** (-2 * i / self.dims) / factors[i] for i in range(pairs)]
+
+
+def llama3_factors(
+    *, dims: int, base: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
+) -> tuple[float, ...]:
+    """Divisors of Llama 3.1's frequency scaling: 1 for short waves, `factor` for long ones, blended between.
+
+    A wave is short below original_context / high_freq_factor positions, long above original_context / low_freq_factor.
+    Source: the Llama 3.1 reference implementation's parameters, as `rope_scaling` of its published configuration.
+    """
+    divisors = []
+    for i in range(dims // 2):
+        wavelength = 2 * math.pi * base ** (2 * i / dims)
+        smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+        smooth = min(1.0, max(0.0, smooth))
+        divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(divisors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Shapes and options of a decoder."""
+
+    model_type: str
+    """Names the file in cpuinfer.models that describes the architecture."""
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    context: int
+    """Positions the model was trained for."""
+    norm_eps: float
+    tied: bool
+    """The output head is the embedding table."""
+    rope: Rope
+    name: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What else the file says about the architecture, by the name its configuration uses."""
+
+    def expect(self, **wanted: object) -> None:
+        """Refuse a model whose file states another value for an option than the architecture's description assumes."""
+        for key, value in wanted.items():
+            found = self.options.get(key, value)
+            if found != value:
+                raise UnsupportedModel(f"{self.model_type}: {key} is {found!r}, only {value!r} is supported")

@@ -1,0 +1,290 @@
+"""LLM: the front door.  Load a model, generate, stream, chat, score."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+from cpuinfer import loader, machine, store
+from cpuinfer.chat import ChatTemplate
+from cpuinfer.engine import PAGE_TOKENS, Engine
+from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
+from cpuinfer.request import Generation, Logits, Request, Scoring
+from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
+from cpuinfer.sampling import SamplingParams
+from cpuinfer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cpuinfer.config import Config
+    from cpuinfer.graph import Graph
+
+Prompt = str | Sequence[int]
+"""Text, or token ids taken as they are."""
+Message = Mapping[str, Any]
+"""A chat message: role and content."""
+
+BATCH = 512
+"""Most rows in a step: tokens of prompts plus one for each answer under way."""
+CACHE_SHARE = 0.5
+"""Of the memory free at load, at most, for keys and values."""
+
+
+class LLM:
+    """A loaded model.
+
+    Threads may share it: their requests run together, step by step.  The same seed gives the same tokens whatever else
+    runs, on any number of threads and any instruction set.
+
+    Args:
+        model: a path to a GGUF file, `hf:owner/repo[:file-or-quant]`, or a built-in name.
+        threads: worker threads; None takes as many as the machine has fast cores for this process.
+        context: most positions of a sequence; None takes the model's own, or less where memory is short.
+        isa: a kernel set by name; None takes CPUINFER_ISA, or the best this machine runs.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        isa: str | None = None,
+        keep_values: bool = False,
+    ) -> None:
+        from cpuinfer import _core
+
+        start = time.perf_counter()
+        self.isa: str = _core.select_kernels(isa)
+        self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
+        blueprint = loader.open_model(self.path)
+        self.config: Config = blueprint.config
+        self.graph: Graph = blueprint.graph
+        self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
+        self.context, cache_pages = _fit_context(self.config, context)
+        metadata = blueprint.checkpoint.metadata
+        self.tokenizer = Tokenizer.from_metadata(metadata, str(self.path))
+        if self.tokenizer.vocabulary > self.config.vocabulary:
+            raise UnsupportedModel(
+                f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {self.config.vocabulary}"
+            )
+        source = metadata.get("tokenizer.chat_template")
+        self._template = None if source is None else self._chat_template(str(source))
+        self._session = _core.Session(
+            loader.load_program(blueprint, threads=self.threads),
+            isa=self.isa,
+            threads=self.threads,
+            batch=BATCH,
+            context=self.context,
+            cache_pages=cache_pages,
+            keep_values=keep_values,
+        )
+        self._engine: Engine | None = Engine(self._session, batch=BATCH, context=self.context, cache_pages=cache_pages)
+        self.load_seconds = time.perf_counter() - start
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits per token."""
+        return self.config.vocabulary
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file says how to write a conversation."""
+        return self._template is not None
+
+    @overload
+    def generate(self, prompts: Prompt, params: SamplingParams | None = None) -> Completion: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]: ...
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, or each of a list: the list is decoded as one batch, its results in its order.
+
+        Raises ContextFull for a prompt longer than the context, NumericalError if the model yields NaN.
+        """
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            return self._complete([self._encode(prompts)], params)[0]  # type: ignore[arg-type]
+        return self._complete([self._encode(prompt) for prompt in prompts], params)  # type: ignore[arg-type]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Continue a prompt piece by piece; the texts of the chunks, joined, are generate's.
+
+        The last chunk carries the finish reason and timings.  Leaving the loop early ends the generation.
+        """
+        return self._stream(self._encode(prompt), params)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Completion:
+        """The assistant's next message, for messages of role and content, through the model's own template."""
+        return self._complete([self._encode_chat(messages, tools)], params)[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Iterator[Chunk]:
+        """As chat, piece by piece."""
+        return self._stream(self._encode_chat(messages, tools), params)
+
+    @overload
+    def score(self, texts: str) -> Score: ...
+    @overload
+    def score(self, texts: Sequence[Prompt]) -> list[Score]: ...
+    def score(self, texts: str | Sequence[Prompt]) -> Score | list[Score]:
+        """Natural log-probability of every token of each text given those before it; the first token has none."""
+        single = isinstance(texts, str)
+        requests = [Scoring(self._encode(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+        self._run(requests)
+        scores = [Score(request.prompt, request.logprobs) for request in requests]
+        return scores[0] if single else scores
+
+    def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """Logits after every token of a prompt, [tokens, vocabulary]."""
+        import numpy as np
+
+        request = Logits(self._encode(prompt))
+        self._run([request])
+        return np.concatenate(request.rows)
+
+    def cancel(self) -> None:
+        """End all running generations, from any thread; they finish with reason "cancelled" and the text so far."""
+        if self._engine is not None:
+            self._engine.cancel()
+
+    def close(self) -> None:
+        """Free the weights and threads.  The LLM cannot be used after."""
+        self._engine = None
+        self._session = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
+
+    def _chat_template(self, source: str) -> ChatTemplate:
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        return ChatTemplate(
+            source,
+            bos_token="" if bos is None else self.tokenizer.token_text(bos),
+            eos_token="" if eos is None else self.tokenizer.token_text(eos),
+            origin=str(self.path),
+        )
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+            if not ids:
+                raise InvalidRequest("the prompt is empty: it has no tokens to continue")
+            return ids
+        ids = list(prompt)
+        if not ids:
+            raise InvalidRequest("the prompt is empty: it has no tokens to continue")
+        for token in ids:
+            if not (isinstance(token, int) and 0 <= token < self.vocabulary):
+                raise InvalidRequest(f"token id {token!r}, expected an integer of 0 to {self.vocabulary - 1}")
+        return ids
+
+    def _encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+        if self._template is None:
+            raise UnsupportedModel(f"{self.path}: has no chat template: use generate, or `cpuinfer run --raw`")
+        return self._encode(self._template.render(messages, tools=tools))
+
+    def _generation(self, prompt: list[int], params: SamplingParams | None) -> Generation:
+        from cpuinfer import _core
+
+        params = params or SamplingParams()
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        sampler = _core.Sampler(vocabulary=self.vocabulary, **params.native_options(seed))
+        sampler.see_prompt(prompt)
+        return Generation(prompt, params, seed=seed, sampler=sampler, tokenizer=self.tokenizer, context=self.context)
+
+    def _complete(self, prompts: list[list[int]], params: SamplingParams | None) -> list[Completion]:
+        requests = [self._generation(prompt, params) for prompt in prompts]
+        self._run(requests)
+        return [_completion(request) for request in requests]
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        engine = self._alive()
+        try:
+            for request in requests:
+                engine.submit(request)
+            for request in requests:
+                engine.finish(request)
+        finally:
+            for request in requests:
+                engine.drop(request)
+
+    def _stream(self, prompt: list[int], params: SamplingParams | None) -> Iterator[Chunk]:
+        engine = self._alive()
+        request = self._generation(prompt, params)
+        engine.submit(request)
+        try:
+            while not request.done or request.chunks:
+                engine.advance(request)
+                while request.chunks:
+                    yield request.chunks.popleft()
+        finally:
+            engine.drop(request)
+
+    def _alive(self) -> Engine:
+        if self._engine is None:
+            raise InvalidRequest("this LLM is closed")
+        return self._engine
+
+
+def _check_threads(threads: int) -> int:
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to 1024")
+    return threads
+
+
+def _fit_context(config: Config, asked: int | None) -> tuple[int, int]:
+    """(context, cache pages): what was asked, or the model's own context as far as memory goes."""
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise InvalidRequest(f"context: {asked!r}, expected a positive integer")
+    free = machine.available_memory()
+    pages = int(free * CACHE_SHARE) // loader.page_bytes(config)
+    context = config.context if asked is None else asked
+    if asked is None:
+        context = max(PAGE_TOKENS, min(context, pages * PAGE_TOKENS))
+    if pages * PAGE_TOKENS < context:
+        need = -(-context // PAGE_TOKENS) * loader.page_bytes(config)
+        raise MemoryLimit(
+            f"a context of {context} needs {need / 2**20:.0f} MiB for keys and values, "
+            f"half of the free memory is {free * CACHE_SHARE / 2**20:.0f} MiB: ask for a smaller context"
+        )
+    return context, pages
+
+
+def _completion(request: Generation) -> Completion:
+    chunks = list(request.chunks)
+    logprobs: list[TokenLogprob] = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        finish_reason=request.finish_reason or "cancelled",
+        prompt_token_ids=request.prompt,
+        seed=request.seed,
+        timings=request.timings(),
+        logprobs=None if request.params.logprobs is None else logprobs,
+    )

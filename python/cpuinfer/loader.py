@@ -1,0 +1,255 @@
+"""From a checkpoint to a program ready to run: records the graph, packs the weights, writes the program down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpuinfer import formats, gguf, models
+from cpuinfer.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from cpuinfer.config import Config
+from cpuinfer.description import Description, MemoryEstimate, TensorKind
+from cpuinfer.errors import CheckpointError, NumericalError, UnsupportedModel
+from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cpuinfer import _core
+
+PANEL = 16
+"""Rows of a packed panel; packing goes by whole panels."""
+CHUNK_BYTES = 1 << 20
+"""Of a tensor, read and packed at once by a thread."""
+PAGE_TOKENS = 32
+OVERHEAD = 90 << 20
+"""Interpreter, libraries and tokenizer of a process, measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A model as recorded, before any weight is read."""
+
+    checkpoint: Checkpoint
+    config: Config
+    graph: Graph
+    logits: Value
+    names: dict[str, str]
+    """Our tensor name -> the file's."""
+
+    def tensor(self, name: str) -> TensorInfo:
+        """The directory entry of a tensor by our name."""
+        return self.checkpoint.tensors[self.names[name]]
+
+    def weight(self, name: str) -> npt.NDArray[np.float64]:
+        """A tensor as exact float64, for the reference interpreter."""
+        import numpy as np
+
+        info = self.tensor(name)
+        rows = info.shape[0] if len(info.shape) > 1 else 1
+        raw = self.checkpoint.read_rows(info.name, 0, rows)
+        decoded = formats.find(info.encoding).decode(raw, info.shape[-1])
+        return np.asarray(formats.to_float(decoded), dtype=np.float64).reshape(info.shape)
+
+
+def open_model(path: str | Path) -> Blueprint:
+    """Open a model file and record its graph.  Reads no weights."""
+    checkpoint = open_checkpoint(Path(path))
+    config = gguf.read_config(checkpoint)
+    names = gguf.tensor_names(checkpoint)
+    graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
+    logits = models.find(config.model_type).build(graph, config)
+    unused = sorted(set(names) - graph.used)
+    if unused:
+        raise UnsupportedModel(f"{path}: tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
+    return Blueprint(checkpoint, config, graph, logits, names)
+
+
+def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
+    """Read and pack every weight with `threads` threads, and write the program down."""
+
+    matrices: dict[str, _core.PackedMatrix] = {}
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    tasks: list[Callable[[], None]] = []
+    for name in sorted(blueprint.graph.used, key=lambda used: blueprint.tensor(used).bytes, reverse=True):
+        info = blueprint.tensor(name)
+        if len(info.shape) == 1:
+            vectors[name] = _finite(blueprint, name)
+            continue
+        matrices[name] = _new_matrix(info, blueprint.checkpoint.path)
+        tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda task: task(), tasks):
+            pass
+    return _write_program(blueprint, matrices, vectors)
+
+
+def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
+    import numpy as np
+
+    values = blueprint.weight(name).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise NumericalError(f"{blueprint.checkpoint.path}: {blueprint.names[name]}: holds NaN or infinity")
+    return values
+
+
+def _new_matrix(info: TensorInfo, path: Path) -> _core.PackedMatrix:
+    from cpuinfer import _core
+
+    try:
+        form = formats.find(info.encoding)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: tensor {info.name}: {error}") from None
+    rows, columns = info.shape
+    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias)
+
+
+def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.PackedMatrix) -> list[Callable[[], None]]:
+    form = formats.find(info.encoding)
+    rows, columns = info.shape
+    chunk = max(PANEL, CHUNK_BYTES // info.row_bytes // PANEL * PANEL)
+
+    def pack(begin: int) -> None:
+        decoded = form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns)
+        if isinstance(decoded, formats.FloatRows):
+            matrix.set_float_rows(begin, decoded.values)
+        else:
+            matrix.set_integer_rows(begin, decoded.codes, decoded.scale, decoded.bias)
+
+    return [lambda begin=begin: pack(begin) for begin in range(0, rows, chunk)]  # type: ignore[misc]
+
+
+def _write_program(
+    blueprint: Blueprint,
+    matrices: dict[str, _core.PackedMatrix],
+    vectors: dict[str, npt.NDArray[np.float32]],
+) -> _core.Program:
+    from cpuinfer import _core
+
+    graph = blueprint.graph
+    ropes = {op.rope for op in graph.ops if isinstance(op, Attention)}
+    if len(ropes) != 1:
+        raise UnsupportedModel(f"{blueprint.config.model_type}: layers differ in their rotary positions")
+    rope = next(iter(ropes))
+    program = _core.Program(
+        inverse_frequency=rope.inverse_frequencies() if rope else [],
+        interleaved=rope is not None and rope.layout == "interleaved",
+    )
+    ids: dict[Value, int] = {}
+
+    def norm(norm: Norm | None) -> tuple[npt.NDArray[np.float32] | None, float]:
+        return (vectors[norm.weight], norm.eps) if norm else (None, 0.0)
+
+    for op in graph.ops:
+        match op:
+            case Embed():
+                ids[op.out] = program.embed(op.name, matrices[op.table])
+            case Linears():
+                residual = None if op.residual is None else ids[op.residual]
+                outs = program.linears(
+                    op.name, ids[op.x], *norm(op.norm), [matrices[name] for name in op.weights], residual
+                )
+                ids.update(zip(op.outs, outs, strict=True))
+            case Glu():
+                ids[op.out] = program.glu(op.name, ids[op.x], *norm(op.norm), matrices[op.gate], matrices[op.up])
+            case Attention():
+                ids[op.out] = program.attention(
+                    op.name, ids[op.q], ids[op.k], ids[op.v], op.layer, op.heads, op.kv_heads, op.head_dim, op.scale
+                )
+    return program
+
+
+def page_bytes(config: Config) -> int:
+    """Bytes of a page of the key-value cache: fp16 keys and values of PAGE_TOKENS positions, all layers."""
+    padded = -(-config.head_dim // PANEL) * PANEL
+    return config.layers * config.kv_heads * PAGE_TOKENS * (config.head_dim + padded) * 2
+
+
+def packed_bytes(info: TensorInfo) -> int:
+    """Bytes a tensor takes when packed: its own bits, rows padded to whole panels."""
+    if len(info.shape) == 1:
+        return info.shape[0] * 4
+    form = formats.find(info.encoding)
+    rows, columns = -(-info.shape[0] // PANEL) * PANEL, info.shape[1]
+    scales = 0 if form.is_float else rows * (columns // 32) * (4 if form.has_bias else 2)
+    return rows * columns * form.bits // 8 + scales
+
+
+def describe(path: str | Path, context: int | None = None) -> Description:
+    """What a model file holds and what running it would take, from its header alone."""
+    blueprint = open_model(path)
+    config, checkpoint = blueprint.config, blueprint.checkpoint
+    kinds: dict[tuple[str, str], list[TensorInfo]] = {}
+    for ours, theirs in blueprint.names.items():
+        info = checkpoint.tensors[theirs]
+        kinds.setdefault((_kind(ours), info.encoding), []).append(info)
+    weights = sum(packed_bytes(blueprint.tensor(name)) for name in blueprint.graph.used)
+    table = packed_bytes(blueprint.tensor("model.embed_tokens"))
+    positions = context or config.context
+    cache = -(-positions // PAGE_TOKENS) * page_bytes(config)
+    return Description(
+        name=config.name or Path(path).stem,
+        architecture=config.model_type,
+        parameters=sum(_elements(checkpoint.tensors[theirs]) for theirs in blueprint.names.values()),
+        layers=config.layers,
+        hidden=config.hidden,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        feed_forward=config.feed_forward,
+        vocabulary=config.vocabulary,
+        context=positions,
+        tied=config.tied,
+        rope=f"{config.rope.layout}, base {config.rope.base:g}" + (", scaled" if config.rope.factors else ""),
+        tokenizer=_tokenizer_name(checkpoint),
+        has_chat_template="tokenizer.chat_template" in checkpoint.metadata,
+        file_bytes=checkpoint.size_bytes,
+        tensors=tuple(_describe_kind(kind, encoding, infos) for (kind, encoding), infos in kinds.items()),
+        memory=MemoryEstimate(
+            weights=weights, cache=cache, scratch=scratch_bytes(config, positions), overhead=OVERHEAD
+        ),
+        bytes_per_token=weights if config.tied else weights - table,
+    )
+
+
+def scratch_bytes(config: Config, context: int, *, batch: int = 512, threads: int | None = None) -> int:
+    """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention scores per thread."""
+    width = 3 * config.hidden + config.feed_forward + (config.heads + 2 * config.kv_heads) * config.head_dim
+    scores = (threads or os.cpu_count() or 1) * 8 * context
+    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary + scores)
+
+
+def _kind(name: str) -> str:
+    """A tensor's name without its layer: `self_attn.q_proj`."""
+    parts = name.split(".")
+    return ".".join(parts[3:] if parts[:2] == ["model", "layers"] else parts[-1:])
+
+
+def _elements(info: TensorInfo) -> int:
+    count = 1
+    for extent in info.shape:
+        count *= extent
+    return count
+
+
+def _tokenizer_name(checkpoint: Checkpoint) -> str:
+    kind = checkpoint.optional("tokenizer.ggml.model", str, "none")
+    return f"{kind} ({checkpoint.optional('tokenizer.ggml.pre', str, 'default')})"
+
+
+def _describe_kind(kind: str, encoding: str, infos: list[TensorInfo]) -> TensorKind:
+    matrix = len(infos[0].shape) > 1
+    return TensorKind(
+        kind=kind,
+        encoding=encoding,
+        layout=formats.find(encoding).layout if matrix else "f32",
+        count=len(infos),
+        shape=infos[0].shape,
+        bits_per_weight=8 * infos[0].bytes / _elements(infos[0]),
+        bytes=sum(info.bytes for info in infos),
+    )

@@ -1,0 +1,215 @@
+"""What a caller is waiting for: a generation, scores or logits of one sequence, as the scheduler sees it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cpuinfer.results import Chunk, FinishReason, Timings, TokenLogprob
+from cpuinfer.streaming import Detokenizer, StopMatcher
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cpuinfer import _core
+    from cpuinfer.sampling import SamplingParams
+    from cpuinfer.tokenizer import Tokenizer
+
+Want = Literal["nothing", "sample", "scores", "logits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """The tokens a sequence takes in one step, and what is wanted of them."""
+
+    tokens: Sequence[int]
+    want: Want
+    targets: Sequence[int] | None = None
+
+
+class Request:
+    """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
+
+    sampler: _core.Sampler | None = None
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = list(prompt)
+        self.fed = 0
+        """Tokens the sequence holds."""
+        self.sequence: int | None = None
+        self.pages = 0
+        """Cache pages set aside for it."""
+        self.done = False
+        self.error: Exception | None = None
+        self.cancelled = False
+        self.dropped = False
+        """Nobody waits for it any more."""
+
+    @property
+    def most_tokens(self) -> int:
+        """The most positions it can come to need."""
+        return len(self.prompt)
+
+    @property
+    def ready(self) -> bool:
+        """There is something for the caller to take."""
+        return self.done
+
+    def begin(self) -> None:
+        """Called when the scheduler admits it."""
+
+    def next_feed(self, room: int) -> Feed:
+        """At most `room` >= 1 tokens."""
+        raise NotImplementedError
+
+    def receive(self, feed: Feed, result: Any) -> None:
+        """Take the result of a feed."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """End with an error for the caller."""
+        self.error = error
+        self.done = True
+
+    def finish_cancelled(self) -> None:
+        """End because the caller asked to."""
+        self.done = True
+
+
+class Scoring(Request):
+    """Log-probability of each token of a text given those before it."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(prompt)
+        self.logprobs: list[float | None] = [None]
+
+    def next_feed(self, room: int) -> Feed:
+        end = min(self.fed + room, len(self.prompt))
+        targets = [*self.prompt[self.fed + 1 : end + 1]]
+        return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
+
+    def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
+        self.fed += len(feed.tokens)
+        self.logprobs.extend(float(value) for value in result)
+        if self.fed == len(self.prompt):
+            self.logprobs = self.logprobs[: len(self.prompt)]
+            self.done = True
+
+
+class Logits(Request):
+    """The logits after each token of a text."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(prompt)
+        self.rows: list[npt.NDArray[np.float32]] = []
+
+    def next_feed(self, room: int) -> Feed:
+        return Feed(self.prompt[self.fed : self.fed + room], "logits")
+
+    def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
+        self.fed += len(feed.tokens)
+        self.rows.append(result)
+        self.done = self.fed == len(self.prompt)
+
+
+class Generation(Request):
+    """An answer: sampled tokens turned into text, until something ends it."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        sampler: _core.Sampler,
+        tokenizer: Tokenizer,
+        context: int,
+    ) -> None:
+        super().__init__(prompt)
+        self.params = params
+        self.seed = seed
+        self.sampler = sampler
+        self.chunks: deque[Chunk] = deque()
+        self.finish_reason: FinishReason | None = None
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopMatcher(params.stop_strings())
+        self._ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else tokenizer.eos_ids)
+        # The last token of an answer is sampled but never fed, so one more fits than positions are left.
+        room = context - len(self.prompt) + 1
+        self._limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        self._pending: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._submitted = time.perf_counter()
+        self._begun = self._first = self._last = self._submitted
+        self.generated = 0
+        self._next = -1
+
+    @property
+    def most_tokens(self) -> int:
+        return len(self.prompt) + self._limit - 1
+
+    @property
+    def ready(self) -> bool:
+        return self.done or bool(self.chunks)
+
+    def begin(self) -> None:
+        self._begun = time.perf_counter()
+
+    def next_feed(self, room: int) -> Feed:
+        if self.fed >= len(self.prompt):
+            return Feed([self._next], "sample")
+        end = min(self.fed + room, len(self.prompt))
+        return Feed(self.prompt[self.fed : end], "sample" if end == len(self.prompt) else "nothing")
+
+    def receive(self, feed: Feed, result: Any) -> None:
+        self.fed += len(feed.tokens)
+        if feed.want == "nothing":
+            return
+        token, logprob, top = result
+        self._last = time.perf_counter()
+        if self.generated == 0:
+            self._first = self._last
+        self.generated += 1
+        self._next = token
+        self._pending.append(token)
+        if self.params.logprobs is not None:
+            self._logprobs.append(TokenLogprob(token, self._tokenizer.token_text(token), logprob, tuple(top)))
+        if token in self._ends:
+            self._emit(self._stops.finish(self._detokenizer.finish()), "stop")
+            return
+        text, hit = self._stops.add(self._detokenizer.add(token))
+        if hit:
+            self._emit(text, "stop")
+        elif self.generated >= self._limit:
+            rest, hit = self._stops.add(self._detokenizer.finish())
+            self._emit(text + rest + ("" if hit else self._stops.finish("")), "stop" if hit else "length")
+        else:
+            self._emit(text, None)
+
+    def finish_cancelled(self) -> None:
+        self._emit(self._stops.finish(self._detokenizer.finish()), "cancelled")
+
+    def timings(self) -> Timings:
+        """So far."""
+        return Timings(
+            prompt_tokens=len(self.prompt),
+            prompt_seconds=self._first - self._begun,
+            generated_tokens=self.generated,
+            generate_seconds=self._last - self._first,
+            first_token_seconds=self._first - self._submitted,
+        )
+
+    def _emit(self, text: str, reason: FinishReason | None) -> None:
+        self.finish_reason = reason
+        self.done = reason is not None
+        if not (text or self._pending or reason):
+            return
+        logprobs = self._logprobs if self.params.logprobs is not None else None
+        timings = self.timings() if reason else None
+        self.chunks.append(Chunk(text, self._pending, logprobs, reason, timings, self.seed))
+        self._pending, self._logprobs = [], []
