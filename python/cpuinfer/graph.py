@@ -150,7 +150,7 @@ class Graph:
         head_dim = q.width // heads
         if q.width != heads * head_dim or k.width != kv_heads * head_dim or v.width != k.width or heads % kv_heads:
             raise UnsupportedModel(
-                f"{name}: widths {q.width}, {k.width}, {v.width} do not fit {heads} heads and {kv_heads} key-value heads"
+                f"{name}: widths {q.width}, {k.width}, {v.width} do not fit {heads} heads, {kv_heads} key-value heads"
             )
         out = self._value(q.width)
         self.ops.append(Attention(name, q, k, v, out, layer, heads, kv_heads, head_dim, head_dim**-0.5, rope))

@@ -30,7 +30,7 @@ def quantise(x: Array) -> Array:
 class Reference:
     """Runs a graph on one sequence, all positions at once.
 
-    `weight(name)` gives a tensor as floats, in the shape the graph knows.  `activation(x, weight name)` may alter what a
+    `weight(name)` gives a tensor as floats, in the shape the graph knows.  `activation(x, weight name)` alters what a
     linear reads, to model the quantisation of activations; the default leaves it exact.
     """
 
