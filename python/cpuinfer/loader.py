@@ -13,7 +13,8 @@ from cpuinfer import formats, gguf, models
 from cpuinfer.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
-from cpuinfer.errors import CheckpointError, NumericalError, UnsupportedModel
+from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
+from cpuinfer.formats.canonical import FloatRows, to_float
 from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Value
 
 if TYPE_CHECKING:
@@ -51,10 +52,8 @@ class Blueprint:
         import numpy as np
 
         info = self.tensor(name)
-        rows = info.shape[0] if len(info.shape) > 1 else 1
-        raw = self.checkpoint.read_rows(info.name, 0, rows)
-        decoded = formats.find(info.encoding).decode(raw, info.shape[-1])
-        return np.asarray(formats.to_float(decoded), dtype=np.float64).reshape(info.shape)
+        raw = self.checkpoint.read_rows(info.name, 0, info.rows)
+        return to_float(formats.find(info.encoding).decode(raw, info.shape[-1]), np.float64).reshape(info.shape)
 
 
 def open_model(path: str | Path) -> Blueprint:
@@ -103,8 +102,8 @@ def _new_matrix(info: TensorInfo, path: Path) -> _core.PackedMatrix:
 
     try:
         form = formats.find(info.encoding)
-    except CheckpointError as error:
-        raise type(error)(f"{path}: tensor {info.name}: {error}") from None
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"{path}: tensor {info.name}: {error}") from None
     rows, columns = info.shape
     return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias)
 
@@ -116,7 +115,7 @@ def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.Packe
 
     def pack(begin: int) -> None:
         decoded = form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns)
-        if isinstance(decoded, formats.FloatRows):
+        if isinstance(decoded, FloatRows):
             matrix.set_float_rows(begin, decoded.values)
         else:
             matrix.set_integer_rows(begin, decoded.codes, decoded.scale, decoded.bias)

@@ -1,0 +1,243 @@
+"""The native runtime against the oracle: every op within a bound derived from the quantisation step, and equal bits
+whatever the instruction set, the threads, the batch and the chunks of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_gguf import write_tiny_llama
+
+from cpuinfer import _core, loader
+from cpuinfer.graph import Attention, Embed, Glu, Linears, Value
+from cpuinfer.loader import Blueprint
+from cpuinfer.reference import Reference, quantisation_step, rotate
+
+Array = npt.NDArray[np.float64]
+UNIT = 2.0**-24  # half the spacing of fp32 at 1: the most a rounding adds, relatively
+HALF = 2.0**-11  # the same of fp16
+USABLE = [entry["name"] for entry in _core.kernel_sets() if entry["usable"]]
+ENCODINGS = ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32"]
+
+
+def make_session(blueprint: Blueprint, *, isa: str = "", threads: int = 2, batch: int = 64, **options: bool):
+    return _core.Session(
+        loader.load_program(blueprint, threads=2),
+        isa=isa,
+        threads=threads,
+        batch=batch,
+        context=256,
+        cache_pages=64,
+        **options,
+    )
+
+
+def logits(session: _core.Session, tokens: list[int], *, chunk: int = 64) -> npt.NDArray[np.float32]:
+    sequence = session.open()
+    rows = []
+    for begin in range(0, len(tokens), chunk):
+        rows.append(session.step([(sequence, tokens[begin : begin + chunk], "logits", None)])[0])
+    session.close(sequence)
+    return np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[int]:
+    return np.random.default_rng(5).integers(0, 250, 50).tolist()
+
+
+@pytest.fixture(scope="module", params=ENCODINGS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
+    path = tmp_path_factory.mktemp("parity") / f"{request.param}.gguf"
+    write_tiny_llama(path, encoding=request.param, tied=request.param != "Q8_0", seed=3)
+    return loader.open_model(path)
+
+
+def read_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> tuple[Array, Array]:
+    """How far what a linear reads may be from x, elementwise, and from what rounding fp32 sums adds for each product.
+
+    A norm in fp32: the sum of k squares in 16 lanes, a division, a root and two products, k / 16 + 10 roundings.
+    Quantising: half a step, taken from a largest magnitude that is off by as much.
+    """
+    k = x.shape[-1]
+    off = (k / 16 + 10) * UNIT * np.abs(x) if normed else np.zeros_like(x)
+    if blueprint.tensor(weight).encoding in {"F32", "F16", "BF16"}:
+        return off, (k + 2) * UNIT * np.abs(x)
+    step = quantisation_step(np.abs(x) + off)
+    return off + step / 2 * (1 + 4 * UNIT), (2 * k / 32 + 4) * UNIT * (np.abs(x) + step)
+
+
+def linear_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> Array:
+    off, rounding = read_bound(x, blueprint, weight, normed)
+    name = blueprint.tensor(weight)
+    w = np.abs(blueprint.weight(weight))
+    # Codes and zero point are multiplied apart from the bias: their terms may exceed the weight they add up to.
+    if name.encoding == "Q4_1":
+        w = w + 2 * np.abs(w).max(axis=1, keepdims=True)
+    return off @ np.abs(blueprint.weight(weight)).T + rounding @ w.T
+
+
+def op_bound(op, values: dict[Value, Array], reference: Reference, blueprint: Blueprint) -> dict[Value, Array]:
+    """The most each output may differ from the oracle's, given the same inputs."""
+    match op:
+        case Embed():
+            return {op.out: 2 * UNIT * np.abs(blueprint.weight(op.table)).max()}
+        case Linears():
+            x = reference._read(values[op.x], op.norm)
+            bounds = {
+                out: linear_bound(x, blueprint, name, op.norm is not None)
+                for name, out in zip(op.weights, op.outs, strict=True)
+            }
+            if op.residual is not None:
+                out = op.outs[0]
+                exact = x @ blueprint.weight(op.weights[0]).T
+                bounds[out] = bounds[out] + UNIT * (np.abs(exact) + np.abs(values[op.residual]) + bounds[out])
+            return bounds
+        case Glu():
+            x = reference._read(values[op.x], op.norm)
+            gate, up = x @ blueprint.weight(op.gate).T, x @ blueprint.weight(op.up).T
+            gate_off = linear_bound(x, blueprint, op.gate, op.norm is not None)
+            up_off = linear_bound(x, blueprint, op.up, op.norm is not None)
+            silu = np.abs(gate / (1 + np.exp(-gate)))
+            # |d silu / dz| < 1.1; exp in fp32 within 4 roundings, then a sum, a quotient and a product.
+            silu_off = 1.1 * gate_off + 8 * UNIT * (silu + 1.1 * gate_off)
+            return {op.out: silu_off * (np.abs(up) + up_off) + silu * up_off + UNIT * silu * np.abs(up)}
+        case Attention():
+            return {op.out: attention_bound(op, values)}
+    raise AssertionError(op)
+
+
+def attention_bound(op: Attention, values: dict[Value, Array]) -> Array:
+    """Keys and values are kept in fp16; scores are sums of head_dim products in fp32; a change d of all scores changes
+    each softmax weight by a factor within exp(2 d)."""
+    n = len(values[op.q])
+    q = values[op.q].reshape(n, op.heads, -1)
+    k = np.repeat(values[op.k].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)
+    v = np.repeat(values[op.v].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)
+    assert op.rope is not None
+    q, k = np.abs(rotate(q, op.rope)), np.abs(rotate(k, op.rope))
+    products = np.einsum("qhd,khd->hqk", q, k) * op.scale
+    # Rotation: table and two products rounded, in both; fp16 of keys (2**-25 absolutely where subnormal).
+    relative = HALF + (op.head_dim + 16) * UNIT * 2
+    absolute = np.einsum("qhd,d->hq", q, np.full(op.head_dim, 2.0**-25)) * op.scale
+    score_off = np.where(np.tri(n, dtype=bool), products * relative * 2, 0).max(axis=-1) + absolute
+    factor = np.expm1(2 * score_off + (n + 16) * UNIT * 2)
+    largest = np.maximum.accumulate(np.abs(v), axis=0)
+    bound = factor.T[:, :, None] * largest + (HALF + (n + 4) * UNIT) * largest + 2.0**-25
+    return bound.reshape(n, -1)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+def test_every_op_is_within_the_bound_of_its_quantisation_step(model: Blueprint, tokens: list[int], isa: str) -> None:
+    session = make_session(model, isa=isa, keep_values=True)
+    found_logits = logits(session, tokens)
+    native = {
+        value: session.value(value.index, len(tokens)).astype(np.float64)
+        for value in model.graph.values
+        if value != model.logits
+    }
+    native[model.logits] = found_logits.astype(np.float64)
+    unrotated = unrotated_inputs(model, native, tokens)
+    reference = Reference(model.graph, model.weight)
+    for op in model.graph.ops:
+        inputs = {**native, **unrotated} if isinstance(op, Attention) else native
+        expected = reference.apply(op, inputs, tokens)
+        bounds = op_bound(op, inputs, reference, model)
+        for out, value in expected.items():
+            found = unrotated.get(out, native[out])
+            excess = np.abs(found - value) - bounds[out]
+            assert np.all(excess <= 0), f"{op.name}: off by {np.abs(found - value).max()}, {excess.max()} over the bound"
+
+
+def unrotated_inputs(model: Blueprint, native: dict[Value, Array], tokens: list[int]) -> dict[Value, Array]:
+    """Queries and keys are rotated in place: turn them back, to have them as their linear gave them."""
+    back = {}
+    for op in model.graph.ops:
+        if not isinstance(op, Attention):
+            continue
+        for value, heads in ((op.q, op.heads), (op.k, op.kv_heads)):
+            x = native[value].reshape(len(tokens), heads, -1)
+            assert op.rope is not None
+            back[value] = turn_back(x, op.rope).reshape(len(tokens), -1)
+    return back
+
+
+def turn_back(x: Array, rope) -> Array:
+    angle = np.arange(len(x))[:, None] * np.asarray(rope.inverse_frequencies())
+    cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    a, b = x[..., 0 : rope.dims : 2], x[..., 1 : rope.dims : 2]
+    out = x.copy()
+    out[..., 0 : rope.dims : 2], out[..., 1 : rope.dims : 2] = a * cosine + b * sine, -a * sine + b * cosine
+    return out
+
+
+def test_logits_are_the_same_bits_on_every_instruction_set(model: Blueprint, tokens: list[int]) -> None:
+    expected = logits(make_session(model, isa="scalar", threads=1), tokens)
+    for isa in USABLE:
+        np.testing.assert_array_equal(logits(make_session(model, isa=isa), tokens), expected, err_msg=isa)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_logits_are_the_same_bits_for_any_threads_and_chunks(
+    model: Blueprint, tokens: list[int], threads: int
+) -> None:
+    expected = logits(make_session(model, threads=1), tokens)
+    session = make_session(model, threads=threads)
+    for chunk in (1, 7, 8, 9, 17, 33, 50):
+        np.testing.assert_array_equal(logits(session, tokens, chunk=chunk), expected, err_msg=f"chunks of {chunk}")
+
+
+def test_a_sequence_has_the_same_bits_in_a_batch_as_alone(model: Blueprint) -> None:
+    rng = np.random.default_rng(6)
+    texts = [rng.integers(0, 250, length).tolist() for length in (1, 2, 17, 5, 12, 31, 33)]
+    session = make_session(model, batch=128)
+    alone = [logits(session, text, chunk=128) for text in texts]
+    sequences = [session.open() for _ in texts]
+    first = session.step([(s, text[:1], "logits", None) for s, text in zip(sequences, texts, strict=True)])
+    rest = session.step(
+        [(s, text[1:], "logits", None) for s, text in zip(sequences, texts, strict=True) if len(text) > 1]
+    )
+    rest.insert(0, np.empty((0, session.vocabulary), np.float32))
+    for found_first, found_rest, expected in zip(first, rest, alone, strict=True):
+        np.testing.assert_array_equal(np.concatenate([found_first, found_rest]), expected)
+
+
+def test_scores_are_the_log_softmax_of_the_logits(model: Blueprint, tokens: list[int]) -> None:
+    session = make_session(model)
+    rows = logits(session, tokens).astype(np.float64)
+    sequence = session.open()
+    scores = session.step([(sequence, tokens, "scores", [*tokens[1:], -1])])[0]
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    expected = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(scores[:-1], expected[np.arange(len(tokens) - 1), tokens[1:]], rtol=1e-6)
+    assert scores[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        (lambda s: [(s, [], "nothing", None)], "without tokens"),
+        (lambda s: [(s, [10**6], "nothing", None)], "token id 1000000, expected 0 to"),
+        (lambda s: [(s, [-1], "nothing", None)], "token id -1"),
+        (lambda s: [(s, [1] * 65, "nothing", None)], "65 rows in a step, expected 1 to 64"),
+        (lambda s: [(s, [1], "sample", None)], "no sampler"),
+        (lambda s: [(s, [1], "scores", None)], "one target"),
+        (lambda s: [(s, [1], "nothing", None), (s, [1], "nothing", None)], "fed twice"),
+        (lambda s: [(s + 1, [1], "nothing", None)], "not open"),
+        (lambda s: [(s, [1], "everything", None)], "expected nothing, sample"),
+        (lambda _: [], "0 rows"),
+    ],
+)
+def test_a_bad_step_is_refused_and_moves_nothing(
+    model: Blueprint, feeds: Callable[[int], list], message: str, tmp_path: Path
+) -> None:
+    session = make_session(model)
+    sequence = session.open()
+    with pytest.raises(ValueError, match=message):
+        session.step(feeds(sequence))
+    assert session.length(sequence) == 0
+    session.step([(sequence, [1, 2, 3], "nothing", None)])
+    assert session.length(sequence) == 3
