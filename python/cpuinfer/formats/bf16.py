@@ -1,0 +1,15 @@
+"""BF16: the upper half of an IEEE single, as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.formats.canonical import FloatRows, Format, blocks
+
+
+def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
+    return FloatRows(blocks(raw, k, elements=1, block_bytes=2).view("<u2")[:, :, 0], layout="bf16")
+
+
+FORMAT = Format(name="BF16", layout="bf16", bits=16, decode=_decode)

@@ -1,0 +1,15 @@
+"""F16: IEEE half precision, as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.formats.canonical import FloatRows, Format, blocks
+
+
+def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
+    return FloatRows(blocks(raw, k, elements=1, block_bytes=2).view("<u2")[:, :, 0], layout="f16")
+
+
+FORMAT = Format(name="F16", layout="f16", bits=16, decode=_decode)

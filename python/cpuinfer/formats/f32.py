@@ -1,0 +1,15 @@
+"""F32: IEEE single precision, as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.formats.canonical import FloatRows, Format, blocks
+
+
+def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
+    return FloatRows(blocks(raw, k, elements=1, block_bytes=4).view("<f4")[:, :, 0], layout="f32")
+
+
+FORMAT = Format(name="F32", layout="f32", bits=32, decode=_decode)
