@@ -14,8 +14,6 @@
 namespace cpuinfer {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
 template <typename T>
 void require(bool good, const char* field, const T& value, const char* expected) {
   if (good) return;
@@ -42,7 +40,7 @@ void check(const SamplerOptions& o, int32_t vocabulary) {
       const std::string expected = "a token from 0 to " + std::to_string(vocabulary - 1);
       require(false, "logit_bias", token, expected.c_str());
     }
-    require(bias < kInfinity, "logit_bias", bias, "finite or -infinity");
+    require(bias < std::numeric_limits<float>::infinity(), "logit_bias", bias, "finite or -infinity");
   }
   uint32_t met = 0;
   for (const Stage stage : o.order) {
@@ -88,6 +86,7 @@ Sampler::Sampler(SamplerOptions options, int32_t vocabulary) : options_(std::mov
     seen_.resize(size);
     generated_.resize(size);
   }
+  if (!options_.logit_bias.empty()) biased_.resize(size);
   storage_.resize(size);
   scratch_.resize(size);
 }
@@ -104,8 +103,7 @@ void Sampler::see_prompt(std::span<const int32_t> tokens) {
 }
 
 Sampled Sampler::sample(std::span<const float> logits) {
-  fill(logits);
-  bias();
+  fill(biased(logits));
   for (const Stage stage : options_.order) run(stage);
   Sampled sampled{greedy_ ? best().token : draw(), std::numeric_limits<float>::quiet_NaN(), {}};
   if (options_.logprobs >= 0) report(logits, sampled);
@@ -118,31 +116,33 @@ Sampled Sampler::sample(std::span<const float> logits) {
   return sampled;
 }
 
-// Makes every token of the row a candidate.
-void Sampler::fill(std::span<const float> logits) {
+std::span<const float> Sampler::biased(std::span<const float> logits) {
   require(logits.size() == storage_.size(), "length of the logits", logits.size(), "the size of the vocabulary");
-  bool finite = true;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    finite &= logits[i] < std::numeric_limits<float>::infinity();
-    storage_[i] = {logits[i], static_cast<int32_t>(i)};
-  }
-  kept_ = storage_;
-  if (finite) return;
-  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInfinity); });
-  throw Error(Fault::kNumerical, "logit " + std::to_string(bad - logits.begin()) + " is " + std::to_string(*bad) +
-                                     ", expected a finite number or -inf");
+  if (options_.logit_bias.empty()) return logits;
+  std::copy(logits.begin(), logits.end(), biased_.begin());
+  for (const auto& [token, bias] : options_.logit_bias) biased_[static_cast<std::size_t>(token)] += bias;
+  return biased_;
 }
 
-// Adds the bias and drops the tokens that are forbidden by it, or by the model itself.
-void Sampler::bias() {
-  for (const auto& [token, bias] : options_.logit_bias) storage_[static_cast<std::size_t>(token)].value += bias;
+// Makes a candidate of every token that is not forbidden by a logit of -inf.
+void Sampler::fill(std::span<const float> logits) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  Candidate* const out = storage_.data();
   std::size_t count = 0;
-  for (const Candidate& candidate : storage_) {
-    storage_[count] = candidate;
-    count += candidate.value > -kInfinity;
+  bool sound = true;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const float logit = logits[i];
+    sound &= logit < kInf;
+    out[count] = {logit, static_cast<int32_t>(i)};
+    count += logit > -kInf;
   }
-  kept_ = kept_.first(count);
-  if (count == 0) throw Error(Fault::kNumerical, "no token is possible: every logit is -inf after the logit bias");
+  if (!sound) {
+    const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInf); });
+    throw Error(Fault::kNumerical, "the logit of token " + std::to_string(bad - logits.begin()) + " is " +
+                                       std::to_string(*bad) + ", expected a finite number or -inf");
+  }
+  if (count == 0) throw Error(Fault::kNumerical, "no token is possible: every logit is -inf");
+  kept_ = std::span(storage_).first(count);
 }
 
 void Sampler::run(Stage stage) noexcept {
@@ -174,19 +174,23 @@ void Sampler::top_k() noexcept {
   keep_through(likeliest(k).front());
 }
 
-// Takes candidates from a heap, likeliest first, until their share of what is left reaches top_p.
+// Takes candidates from a heap, likeliest first, until their share of what is left reaches top_p.  All n candidates
+// under (1 - top_p) / n together have less than 1 - top_p, so they cannot be needed; half of it leaves room for
+// rounding.
 void Sampler::top_p() noexcept {
   if (options_.top_p >= 1) return;
   const double highest = best().value;
   double total = 0;
   for (const Candidate& candidate : kept_) total += std::exp(candidate.value - highest);
-  std::copy(kept_.begin(), kept_.end(), scratch_.begin());
-  std::span<Candidate> heap(scratch_.data(), kept_.size());
-  std::make_heap(heap.begin(), heap.end(), ranks_after);
+  const double least = highest + std::log((1 - options_.top_p) / 2 * total / static_cast<double>(kept_.size()));
+  const auto end = std::copy_if(kept_.begin(), kept_.end(), scratch_.begin(),
+                                [least](const Candidate& candidate) { return candidate.value >= least; });
+  std::span<Candidate> heap(scratch_.begin(), end);
+  std::make_heap(heap.begin(), heap.end(), RanksAfter());
   const double enough = options_.top_p * total;
   double sum = std::exp(heap.front().value - highest);
   while (sum < enough && heap.size() > 1) {
-    std::pop_heap(heap.begin(), heap.end(), ranks_after);
+    std::pop_heap(heap.begin(), heap.end(), RanksAfter());
     heap = heap.first(heap.size() - 1);
     sum += std::exp(heap.front().value - highest);
   }
@@ -215,19 +219,19 @@ Sampler::Candidate Sampler::best() const noexcept {
 std::span<Sampler::Candidate> Sampler::likeliest(std::size_t count) noexcept {
   const std::span<Candidate> heap(scratch_.data(), count);
   std::copy_n(kept_.begin(), count, heap.begin());
-  std::make_heap(heap.begin(), heap.end(), ranks_before);
+  std::make_heap(heap.begin(), heap.end(), RanksBefore());
   for (const Candidate& candidate : kept_.subspan(count)) {
     if (candidate.value <= heap.front().value) continue;  // an equal comes later, so it has the higher token
-    std::pop_heap(heap.begin(), heap.end(), ranks_before);
+    std::pop_heap(heap.begin(), heap.end(), RanksBefore());
     heap.back() = candidate;
-    std::push_heap(heap.begin(), heap.end(), ranks_before);
+    std::push_heap(heap.begin(), heap.end(), RanksBefore());
   }
   return heap;
 }
 
 void Sampler::keep_through(const Candidate& last) noexcept {
   const auto end =
-      std::remove_if(kept_.begin(), kept_.end(), [last](const Candidate& c) { return ranks_before(last, c); });
+      std::remove_if(kept_.begin(), kept_.end(), [last](const Candidate& c) { return RanksBefore()(last, c); });
   kept_ = kept_.first(static_cast<std::size_t>(end - kept_.begin()));
 }
 
@@ -254,7 +258,7 @@ void Sampler::report(std::span<const float> logits, Sampled& sampled) {
   const auto count = std::min(static_cast<std::size_t>(options_.logprobs), kept_.size());
   if (count == 0) return;
   const std::span<Candidate> top = likeliest(count);
-  std::sort_heap(top.begin(), top.end(), ranks_before);
+  std::sort_heap(top.begin(), top.end(), RanksBefore());
   sampled.top.reserve(count);
   for (const Candidate& c : top) sampled.top.emplace_back(c.token, static_cast<float>(c.value - normaliser));
 }

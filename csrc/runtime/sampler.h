@@ -53,13 +53,17 @@ class Sampler {
     int32_t token;
   };
   // Total orders, so that no result depends on how a heap arranges equals: higher first, then the lower token.
-  static bool ranks_before(const Candidate& a, const Candidate& b) noexcept {
-    return a.value > b.value || (a.value == b.value && a.token < b.token);
-  }
-  static bool ranks_after(const Candidate& a, const Candidate& b) noexcept { return ranks_before(b, a); }
+  struct RanksBefore {
+    bool operator()(const Candidate& a, const Candidate& b) const noexcept {
+      return a.value > b.value || (a.value == b.value && a.token < b.token);
+    }
+  };
+  struct RanksAfter {
+    bool operator()(const Candidate& a, const Candidate& b) const noexcept { return RanksBefore()(b, a); }
+  };
 
+  std::span<const float> biased(std::span<const float> logits);
   void fill(std::span<const float> logits);
-  void bias();
   void run(Stage stage) noexcept;
   void penalties() noexcept;
   void top_k() noexcept;
@@ -79,6 +83,7 @@ class Sampler {
   uint64_t index_ = 0;              // of the next token within the answer
   std::vector<uint8_t> seen_;       // [vocabulary] in the prompt or the answer
   std::vector<int32_t> generated_;  // [vocabulary] times in the answer
+  std::vector<float> biased_;       // [vocabulary] if there is a bias
   std::vector<Candidate> storage_;  // [vocabulary]
   std::span<Candidate> kept_;       // the candidates left, a prefix of storage_, by ascending token
   std::vector<Candidate> scratch_;  // [vocabulary] heaps
