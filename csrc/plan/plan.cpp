@@ -115,15 +115,7 @@ void Plan::lay_out_arena() {
     if (ops[i].residual != kNoValue) last_use[static_cast<std::size_t>(ops[i].residual)] = i;
   }
   ArenaLayout layout;
-  offsets_.resize(program_.values().size());
-  const auto floats = [&](ValueId id) { return limits_.rows * padded_width(id); };
-  for (std::size_t i = 0; i + 1 < ops.size(); ++i) {
-    for (const ValueId id : ops[i].outputs) offsets_[static_cast<std::size_t>(id)] = layout.take(floats(id));
-    for (std::size_t id = 0; id < last_use.size() && !limits_.keep_values; ++id) {
-      const bool ends_here = last_use[id] == i && i > 0;
-      if (ends_here) layout.give_back(offsets_[id], floats(static_cast<ValueId>(id)));
-    }
-  }
+  // First what lives for the whole step, then the values, which share what others no longer need.
   const int64_t rows = limits_.rows;
   const int64_t pairs = static_cast<int64_t>(program_.rope().inverse_frequency.size());
   logits_ = layout.take(kHeadRows * logits_stride());
@@ -139,6 +131,15 @@ void Plan::lay_out_arena() {
          layout.take(kTileRows * round_up(limits_.context, kLanes)),
          layout.take(widest_ / static_cast<int64_t>(sizeof(float)) + kFloatsPerLine),
          layout.take(widest_ / kGroup + kFloatsPerLine), layout.take(widest_ / kGroup + kFloatsPerLine)});
+  }
+  offsets_.resize(program_.values().size());
+  const auto floats = [&](ValueId id) { return limits_.rows * padded_width(id); };
+  for (std::size_t i = 0; i + 1 < ops.size(); ++i) {
+    for (const ValueId id : ops[i].outputs) offsets_[static_cast<std::size_t>(id)] = layout.take(floats(id));
+    for (std::size_t id = 0; id < last_use.size() && !limits_.keep_values; ++id) {
+      const bool ends_here = last_use[id] == i && i > 0;
+      if (ends_here) layout.give_back(offsets_[id], floats(static_cast<ValueId>(id)));
+    }
   }
   arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
   tickets_ = std::vector<Ticket>(ops.size() * 2);
