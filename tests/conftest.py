@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 import pytest
+
+from fixtures.bad_gguf import build
 from tiny_gguf import write_tiny_llama
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,3 +29,11 @@ def real_model() -> Path:
     for found in cache.rglob(REAL_MODEL):
         return found
     pytest.skip(f"{REAL_MODEL} is neither named by CPUINFER_TEST_MODEL nor under {cache}")
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A hand-made GGUF file with every kind of value, free to be changed."""
+    path = tmp_path / "sound.gguf"
+    path.write_bytes(build())
+    return path
