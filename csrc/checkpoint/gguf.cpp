@@ -85,8 +85,10 @@ void Gguf::index_tensors() {
       tensors_.push_back(&tensor);
       const auto [known, added] = index_.emplace(tensor.name, &tensor);
       if (added) continue;
+      const std::size_t other = known->second->part;
       throw parts_[i].error("tensor " + printable(tensor.name),
-                            "is already in " + parts_[known->second->part].file.label() + ", expected once");
+                            other == i ? "appears twice, expected once"
+                                       : "is already in " + parts_[other].file.label() + ", expected once");
     }
   }
   if (head().find("split.tensors.count") == nullptr) return;

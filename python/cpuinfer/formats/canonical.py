@@ -79,10 +79,11 @@ def halves(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float16]
 def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.uint8]:
     """Codes of blocks whose 16 bytes at ``offset`` hold codes 0 to 15 low and 16 to 31 high: uint8 [rows, k]."""
     packed = block[:, :, offset : offset + GROUP // 2]
-    codes = np.empty((*block.shape[:2], GROUP), np.uint8)
+    rows, groups, _ = block.shape
+    codes = np.empty((rows, groups, GROUP), np.uint8)
     np.bitwise_and(packed, 15, out=codes[:, :, : GROUP // 2])
     np.right_shift(packed, 4, out=codes[:, :, GROUP // 2 :])
-    return codes.reshape(len(block), -1)
+    return codes.reshape(rows, groups * GROUP)
 
 
 def to_float(rows: IntegerRows | FloatRows, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
