@@ -21,6 +21,18 @@ struct CpuInfo {
   std::string brand;      // "AMD EPYC ..."
 };
 
+// What the processor and the operating system answer, raw.
+struct CpuRegisters {
+  uint32_t leaf1_ecx = 0;
+  uint32_t leaf7_ebx = 0, leaf7_ecx = 0, leaf7_edx = 0;
+  uint32_t leaf7_1_eax = 0;
+  uint64_t xcr0 = 0;           // registers saved at a task switch; 0 without OSXSAVE
+  bool amx_permitted = false;  // arch_prctl granted the tile registers
+};
+
+// The features those answers mean; the brand stays empty.
+CpuInfo decide_features(const CpuRegisters& registers);
+
 // Detected at the first call; later calls return the same object.
 const CpuInfo& cpu_info();
 

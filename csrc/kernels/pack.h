@@ -8,14 +8,16 @@
 
 namespace cpuinfer {
 
-// Owns one packed matrix.  Filled row range by row range, so the unpacked matrix never has to exist whole.
+// Owns one packed matrix.  Filled row range by row range, so the unpacked matrix never has to exist whole.  Several
+// threads may fill it at once if their ranges are disjoint and start at multiples of kLanes.
 class PackedMatrix {
  public:
-  // Checks n, k >= 1 and k % kGroup == 0 for integer encodings; throws Error(kUnsupportedFormat) otherwise.
+  // Checks n, k >= 1, k % kGroup == 0 and that zero is a code, for integer encodings; throws Error(kUnsupportedFormat)
+  // otherwise.
   PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias);
 
-  // Rows [row, row + rows): codes uint8 [rows][k] (kInt4: 0..15), scale and bias fp16 [rows][k / 32] (bias null
-  // without).
+  // Rows [row, row + rows): codes uint8 [rows][k] (kInt4: 0..15, else Error(kUnsupportedFormat)), scale and bias
+  // fp16 [rows][k / 32] (bias null without).
   void set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale, const uint16_t* bias);
   // Rows of a float encoding: values [rows][k], two or four bytes each as the encoding says.
   void set_float_rows(int64_t row, int64_t rows, const void* values);

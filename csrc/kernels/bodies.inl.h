@@ -1,0 +1,9 @@
+// The ten functions of a kernel set, in the order their parts need each other.
+// Included inside the set's namespace, after its NibbleDot and ByteDot.
+
+// clang-format off
+#include "kernels/exponential.inl.h"
+#include "kernels/floats.inl.h"
+#include "kernels/gemm.inl.h"
+#include "kernels/attend.inl.h"
+// clang-format on

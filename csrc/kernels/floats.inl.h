@@ -1,0 +1,116 @@
+// Bodies of the float kernels, written once over the parts of the including file's vector header.
+// Included inside that file's namespace; every function has one definition per instruction set.
+
+namespace {
+
+constexpr int kParts = kLanes / kPartLanes;
+
+// The fixed tree of kernels.h over all 16 lanes; combine(a, b) takes the lower and the upper half.
+template <typename T, typename Combine>
+inline T over_lanes(T (&lane)[kLanes], Combine combine) {
+  for (int half = kLanes / 2; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = combine(lane[i], lane[i + half]);
+  }
+  return lane[0];
+}
+
+inline float sum_lanes(const Part (&parts)[kParts]) {
+  float lane[kLanes];
+  for (int p = 0; p < kParts; ++p) store(lane + p * kPartLanes, parts[p]);
+  return over_lanes(lane, [](float a, float b) { return a + b; });
+}
+
+inline float largest_lane(const Part (&parts)[kParts]) {
+  float lane[kLanes];
+  for (int p = 0; p < kParts; ++p) store(lane + p * kPartLanes, parts[p]);
+  return over_lanes(lane, [](float a, float b) { return a > b ? a : b; });
+}
+
+inline Part silu_times(Part gate, Part up) { return gate / (fill(1.0f) + exponential(fill(0.0f) - gate)) * up; }
+
+// One row's group of 32; 1e-30 keeps 127 / m far from overflow.
+inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t& sum) {
+  constexpr int kGroupParts = kGroup / kPartLanes;
+  Bits magnitudes = fill_bits(0);
+  for (int p = 0; p < kGroupParts; ++p) {
+    magnitudes = larger(magnitudes, both(as_bits(load(x + p * kPartLanes)), fill_bits(0x7fffffff)));
+  }
+  int32_t lane[kLanes] = {};
+  store_bits(lane, magnitudes);
+  const int32_t magnitude = over_lanes(lane, [](int32_t a, int32_t b) { return a > b ? a : b; });
+  float m;
+  __builtin_memcpy(&m, &magnitude, sizeof m);
+  const bool finite = magnitude < 0x7f800000;  // as integers, infinity and NaN are the largest magnitudes
+  if (!finite || m < 1e-30f) {
+    __builtin_memset(codes, 0, kGroup);
+    scale = finite ? 0.0f : __builtin_nanf("");
+    sum = 0;
+    return;
+  }
+  scale = m / 127.0f;
+  const Part inverse = fill(127.0f / m);
+  Bits sums = fill_bits(0);
+  for (int p = 0; p < kGroupParts; ++p) {
+    const Bits code = to_nearest(load(x + p * kPartLanes) * inverse);
+    store_codes(codes + p * kPartLanes, code);
+    sums = plus(sums, code);
+  }
+  int32_t sum_lane[kLanes] = {};
+  store_bits(sum_lane, sums);
+  sum = over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
+}
+
+}  // namespace
+
+void quantize(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q) {
+  for (int64_t g = 0; g < k / kGroup; ++g) {
+    for (int r = 0; r < q.rows; ++r) {
+      const int64_t at = g * q.rows + r;
+      quantize_group(x + r * ldx + g * kGroup, q.codes + at * kGroup, q.scale[at], q.sum[at]);
+    }
+  }
+}
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
+  Part squares[kParts];
+  for (Part& part : squares) part = fill(0.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    for (int p = 0; p < kParts; ++p) {
+      const int64_t at = i + p * kPartLanes;
+      if (at >= n) break;
+      const Part part = n - at >= kPartLanes ? load(x + at) : load_first(x + at, n - at);
+      squares[p] = fused(part, part, squares[p]);
+    }
+  }
+  const float inverse = 1.0f / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(n) + eps);
+  for (int64_t i = 0; i < n; ++i) y[i] = (x[i] * inverse) * weight[i];
+}
+
+void add(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+void silu_mul(const float* gate, int64_t n, float* up) {
+  int64_t i = 0;
+  for (; i + kPartLanes <= n; i += kPartLanes) store(up + i, silu_times(load(gate + i), load(up + i)));
+  if (i < n) store_first(up + i, silu_times(load_first(gate + i, n - i), load_first(up + i, n - i)), n - i);
+}
+
+void rope(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved) {
+  const int64_t step = interleaved ? 2 : 1;
+  float* const second = head + (interleaved ? 1 : pairs);
+  for (int64_t i = 0; i < pairs; ++i) {
+    const float a = head[i * step], b = second[i * step];
+    head[i * step] = a * cosine[i] - b * sine[i];
+    second[i * step] = a * sine[i] + b * cosine[i];
+  }
+}
+
+void to_half(const float* x, int64_t n, uint16_t* y) {
+  int64_t i = 0;
+  for (; i + kPartLanes <= n; i += kPartLanes) store_half(y + i, load(x + i));
+  if (i == n) return;
+  uint16_t tail[kPartLanes];
+  store_half(tail, load_first(x + i, n - i));
+  for (int64_t j = 0; i + j < n; ++j) y[i + j] = tail[j];
+}

@@ -1,0 +1,162 @@
+// Bodies of the matrix products, written once over the including file's parts and dot products.
+// Included inside that file's namespace, after floats.inl.h.
+
+namespace {
+
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
+// Calls body(Count<rows>{}), 1 <= rows <= kMost: the number of rows becomes a constant, its accumulators registers.
+template <int kMost, typename Body>
+inline void with_rows(int rows, const Body& body) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return with_rows<kMost - 1>(rows, body);
+  }
+  body(Count<kMost>{});
+}
+
+// Calls body(Count<rows>{}, row) for blocks of at most kMost rows.
+template <int kMost, typename Body>
+inline void in_blocks(int rows, const Body& body) {
+  for (int row = 0; row < rows; row += kMost) {
+    with_rows<kMost>(rows - row < kMost ? rows - row : kMost, [&](auto count) { body(count, row); });
+  }
+}
+
+template <int kRows>
+inline void store_panel(const Gemm& g, int64_t panel, int first_row, const Part (&y)[kRows][kParts]) {
+  for (int r = 0; r < kRows; ++r) {
+    float* out = g.y + (first_row + r) * g.ldy + panel * kLanes;
+    for (int p = 0; p < kParts; ++p) store(out + p * kPartLanes, y[r][p]);
+  }
+}
+
+// sums[r] = integer dot products of one group, for the rows of a panel's part; `codes` is that part's first byte.
+template <typename Dot, bool kNibbles, int kRows>
+inline void dot_group(const uint8_t* codes, const int8_t* x, typename Dot::Sums (&sums)[kRows]) {
+  constexpr int kBlock = kLanes * 4;  // bytes: 16 rows of four codes
+#pragma GCC unroll 8
+  for (int s = 0; s < (kNibbles ? 4 : 8); ++s) {
+    const auto w = load_codes(codes + s * kBlock);
+    if constexpr (kNibbles) {
+      const auto low = low_nibbles(w), high = high_nibbles(w);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        sums[r] = Dot::step(sums[r], low, repeat_codes(x + r * kGroup + 4 * s));
+        sums[r] = Dot::step(sums[r], high, repeat_codes(x + r * kGroup + 16 + 4 * s));
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) sums[r] = Dot::step(sums[r], w, repeat_codes(x + r * kGroup + 4 * s));
+    }
+  }
+}
+
+template <typename Dot, bool kNibbles, int kRows>
+void integer_panel(const Gemm& g, int64_t panel, int first_row) {
+  constexpr int kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
+  const int64_t groups = g.w->k / kGroup;
+  const int32_t offset = Dot::kCentre - g.w->zero;
+  const uint8_t* codes = static_cast<const uint8_t*>(g.w->codes) + panel * groups * kGroupBytes;
+  const uint16_t* scale = g.w->scale + panel * groups * kLanes;
+  const uint16_t* bias = g.w->bias ? g.w->bias + panel * groups * kLanes : nullptr;
+  const int8_t* x = g.quantized.codes + first_row * kGroup;
+  const float* x_scale = g.quantized.scale + first_row;
+  const int32_t* x_sum = g.quantized.sum + first_row;
+  Part y[kRows][kParts];
+  for (auto& row : y) {
+    for (Part& part : row) part = fill(0.0f);
+  }
+  for (int64_t group = 0; group < groups; ++group) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts; ++p) {
+      typename Dot::Sums sums[kRows];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) sums[r] = Dot::start(offset * x_sum[r]);
+      dot_group<Dot, kNibbles, kRows>(codes + p * kPartLanes * 4, x, sums);
+      const Part w_scale = load_half(scale + p * kPartLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        y[r][p] = fused(to_float(Dot::finish(sums[r], offset * x_sum[r])), w_scale * fill(x_scale[r]), y[r][p]);
+      }
+      if (bias) {
+        const Part w_bias = load_half(bias + p * kPartLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          y[r][p] = fused(w_bias, fill(x_scale[r] * static_cast<float>(x_sum[r])), y[r][p]);
+        }
+      }
+    }
+    codes += kGroupBytes;
+    scale += kLanes;
+    if (bias) bias += kLanes;
+    x += g.quantized.rows * kGroup;
+    x_scale += g.quantized.rows;
+    x_sum += g.quantized.rows;
+  }
+  store_panel(g, panel, first_row, y);
+}
+
+template <typename Dot, bool kNibbles>
+void integer_panels(const Gemm& g) {
+  for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    in_blocks<kIntegerRows>(g.rows, [&](auto rows, int first_row) {
+      integer_panel<Dot, kNibbles, decltype(rows)::value>(g, panel, first_row);
+    });
+  }
+}
+
+inline Part widen(const float* w) { return load(w); }
+struct HalfBits {
+  uint16_t bits;
+};
+struct BFloatBits {
+  uint16_t bits;
+};
+inline Part widen(const HalfBits* w) { return load_half(&w->bits); }
+inline Part widen(const BFloatBits* w) { return load_bfloat(&w->bits); }
+
+template <typename Element, int kRows>
+void float_panel(const Gemm& g, int64_t panel, int first_row) {
+  const Element* w = static_cast<const Element*>(g.w->codes) + panel * g.w->k * kLanes;
+  const float* x = g.x + first_row * g.ldx;
+  Part y[kRows][kParts];
+  for (auto& row : y) {
+    for (Part& part : row) part = fill(0.0f);
+  }
+  for (int64_t k = 0; k < g.w->k; ++k, w += kLanes) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts; ++p) {
+      const Part weight = widen(w + p * kPartLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) y[r][p] = fused(weight, fill(x[r * g.ldx + k]), y[r][p]);
+    }
+  }
+  store_panel(g, panel, first_row, y);
+}
+
+template <typename Element>
+void float_panels(const Gemm& g) {
+  for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    in_blocks<kFloatRows>(
+        g.rows, [&](auto rows, int first_row) { float_panel<Element, decltype(rows)::value>(g, panel, first_row); });
+  }
+}
+
+}  // namespace
+
+void gemm_int4(const Gemm& g) { integer_panels<NibbleDot, true>(g); }
+void gemm_int8(const Gemm& g) { integer_panels<ByteDot, false>(g); }
+
+void gemm_float(const Gemm& g) {
+  switch (g.w->encoding) {
+    case Encoding::kF16:
+      return float_panels<HalfBits>(g);
+    case Encoding::kBF16:
+      return float_panels<BFloatBits>(g);
+    default:
+      return float_panels<float>(g);
+  }
+}

@@ -1,0 +1,25 @@
+// The functions each instruction set's file defines, in a namespace of its own; dispatch.cpp names them in its table.
+#pragma once
+
+#include "kernels/kernels.h"
+
+#define CPUINFER_DECLARE_KERNELS(isa)                                                              \
+  namespace isa {                                                                                  \
+  void quantize(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q);                   \
+  void gemm_int4(const Gemm& g);                                                                   \
+  void gemm_int8(const Gemm& g);                                                                   \
+  void gemm_float(const Gemm& g);                                                                  \
+  void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y);              \
+  void add(const float* x, int64_t n, float* y);                                                   \
+  void silu_mul(const float* gate, int64_t n, float* up);                                          \
+  void rope(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved); \
+  void to_half(const float* x, int64_t n, uint16_t* y);                                            \
+  void attend(const Attend& a);                                                                    \
+  }
+
+namespace cpuinfer {
+CPUINFER_DECLARE_KERNELS(avx512_vnni)
+CPUINFER_DECLARE_KERNELS(avx_vnni)
+CPUINFER_DECLARE_KERNELS(avx2)
+CPUINFER_DECLARE_KERNELS(scalar)
+}  // namespace cpuinfer

@@ -1,0 +1,301 @@
+// Every kernel set this machine runs gives the bits of the scalar set, over awkward sizes and numbers, inside its
+// bounds.
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+#include "kernel_cases.h"
+#include "kernels/half.h"
+#include "kernels/pack.h"
+#include "kernels/vec_scalar.h"
+
+namespace cpuinfer {
+namespace {
+
+namespace body {  // the shared body on portable vectors
+#include "kernels/exponential.inl.h"
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const int64_t kSizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 576};
+const int kRowCounts[] = {1, 2, 3, 7, 8};
+
+std::string describe(const KernelSet& set, const char* what, int64_t n, int64_t k, int rows) {
+  return std::string(set.name) + " " + what + " n=" + std::to_string(n) + " k=" + std::to_string(k) +
+         " rows=" + std::to_string(rows);
+}
+
+// Quantised rows whose three arrays end at guard pages.
+struct Activations {
+  Guarded<int8_t> codes;
+  Guarded<float> scale;
+  Guarded<int32_t> sum;
+  QuantizedRows rows;
+  Activations(int count, int64_t k)
+      : codes(static_cast<std::size_t>(count * k)),
+        scale(static_cast<std::size_t>(count * k / kGroup)),
+        sum(scale.size()),
+        rows{count, codes.data(), scale.data(), sum.data()} {
+    std::fill(codes.begin(), codes.end(), int8_t{77});
+    std::fill(scale.begin(), scale.end(), poison());
+  }
+};
+
+// Rows of x: ordinary, all extreme of one sign, alternating extremes, with NaN, infinite, and below the least scale.
+std::vector<float> activations(int rows, int64_t k) {
+  std::vector<float> x = normals(static_cast<std::size_t>(rows * k));
+  for (int64_t i = 0; i < k; ++i) {
+    const auto at = [&](int r) -> float& { return x[static_cast<std::size_t>(r * k + i)]; };
+    if (rows > 1) at(1) = 3.0f;
+    if (rows > 2) at(2) = i % 2 ? -5.0f : 5.0f;
+    if (rows > 3) at(3) = i == k - 1 ? kNan : at(3);
+    if (rows > 4) at(4) = i == 0 ? -kInfinity : 0.0f;
+    if (rows > 5) at(5) = i % 3 ? 0x1p-130f : 9e-31f;
+    if (rows > 6) at(6) = i % 5 ? 0x1.8p100f : std::numeric_limits<float>::max();
+  }
+  return x;
+}
+
+// Fills a matrix with random codes, a row of all-largest codes, and every kind of scale.
+void fill_integers(PackedMatrix& matrix, bool has_bias) {
+  const int64_t n = matrix.view().n, k = matrix.view().k, groups = k / kGroup;
+  const uint32_t largest = matrix.view().encoding == Encoding::kInt4 ? 15 : 255;
+  const uint16_t kinds[] = {0, 0x8000, 1, 0x03ff, 0xbc00, 0x3c00, 0x7bff};  // zeros, subnormals, -1, 1, 65504
+  std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
+  std::vector<uint16_t> scale(static_cast<std::size_t>(n * groups)), bias(scale.size());
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (largest + 1));
+  std::fill_n(codes.begin(), k, static_cast<uint8_t>(largest));
+  for (uint16_t& value : scale) {
+    value = random_bits()() % 4 ? float_to_half(normal(0.01f)) : kinds[random_bits()() % std::size(kinds)];
+  }
+  if (n > 3) scale.back() = 0x7c00;  // infinity
+  for (uint16_t& value : bias) value = float_to_half(normal());
+  matrix.set_integer_rows(0, n, codes.data(), scale.data(), has_bias ? bias.data() : nullptr);
+}
+
+// The same weights in memory that ends at guard pages.
+struct GuardedWeights {
+  Guarded<uint8_t> codes;
+  Guarded<uint16_t> scale, bias;
+  Weights view;
+  GuardedWeights(const Weights& w, std::size_t code_bytes, std::size_t scales)
+      : codes(static_cast<const uint8_t*>(w.codes), code_bytes),
+        scale(w.scale, w.scale ? scales : 0),
+        bias(w.bias, w.bias ? scales : 0),
+        view(w) {
+    view.codes = codes.data();
+    view.scale = w.scale ? scale.data() : nullptr;
+    view.bias = w.bias ? bias.data() : nullptr;
+  }
+};
+
+// Runs a product over all panels, checks that only they are written, and returns y.
+std::vector<float> product(const KernelSet& set, const Weights& w, const QuantizedRows& q, const float* x, int rows) {
+  const int64_t panels = (w.n + kLanes - 1) / kLanes, ldy = panels * kLanes;
+  Guarded<float> y(static_cast<std::size_t>(rows * ldy));
+  std::fill(y.begin(), y.end(), poison());
+  const auto kernel = w.encoding == Encoding::kInt4   ? set.gemm_int4
+                      : w.encoding == Encoding::kInt8 ? set.gemm_int8
+                                                      : set.gemm_float;
+  kernel({&w, panels - 1, panels, q, x, w.k, rows, y.data(), ldy});
+  for (int64_t i = 0; i < rows * ldy; ++i) {
+    if (i % ldy < (panels - 1) * kLanes) CHECK(untouched(y[static_cast<std::size_t>(i)]));
+  }
+  kernel({&w, 0, panels - 1, q, x, w.k, rows, y.data(), ldy});
+  return {y.begin(), y.end()};
+}
+
+void compare_integer_products(Encoding encoding, int64_t n, int64_t k, int rows, int32_t zero, bool has_bias) {
+  PackedMatrix matrix(encoding, n, k, zero, has_bias);
+  fill_integers(matrix, has_bias);
+  const auto padded = static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes);
+  const auto groups = static_cast<std::size_t>(k / kGroup);
+  const GuardedWeights weights(matrix.view(), padded * groups * (encoding == Encoding::kInt4 ? 16 : 32),
+                               padded * groups);
+  const Guarded<float> x(activations(rows, k));
+  Activations expected(rows, k);
+  scalar_set().quantize(x.data(), k, k, expected.rows);
+  const std::vector<float> y = product(scalar_set(), weights.view, expected.rows, nullptr, rows);
+  if (rows > 3) CHECK(std::isnan(y[static_cast<std::size_t>(3 * padded)]));
+  for (const KernelSet& set : sets_under_test()) {
+    const std::string what = describe(set, encoding == Encoding::kInt4 ? "int4" : "int8", n, k, rows);
+    Activations got(rows, k);
+    set.quantize(x.data(), k, k, got.rows);
+    CHECK(std::equal(got.codes.begin(), got.codes.end(), expected.codes.begin()));
+    CHECK(std::equal(got.sum.begin(), got.sum.end(), expected.sum.begin()));
+    check_same(got.scale.data(), expected.scale.data(), got.scale.size(), what + " scale");
+    check_same(product(set, weights.view, got.rows, nullptr, rows).data(), y.data(), y.size(), what);
+  }
+}
+
+TEST("quantised rows and integer products of every set have the bits of scalar") {
+  for (const int64_t n : kSizes) {
+    for (const int64_t groups : kSizes) {
+      if (n * groups > 8000) continue;
+      for (const int rows : kRowCounts) {
+        compare_integer_products(Encoding::kInt4, n, groups * kGroup, rows, 8, false);
+        compare_integer_products(Encoding::kInt4, n, groups * kGroup, rows, 0, true);
+        compare_integer_products(Encoding::kInt8, n, groups * kGroup, rows, 128, false);
+        compare_integer_products(Encoding::kInt8, n, groups * kGroup, rows, 3, true);
+      }
+    }
+  }
+}
+
+TEST("every number of rows from 1 to 8 gives each row the same bits") {
+  const int64_t n = 33, k = 96;
+  PackedMatrix matrix(Encoding::kInt4, n, k, 8, false);
+  fill_integers(matrix, false);
+  const std::vector<float> x = activations(kTileRows, k);
+  for (const KernelSet& set : kernel_sets()) {
+    if (!missing_for(set, cpu_info()).empty()) continue;
+    std::vector<float> all;
+    for (int rows = kTileRows; rows >= 1; --rows) {
+      Activations q(rows, k);
+      set.quantize(x.data(), k, k, q.rows);
+      const std::vector<float> y = product(set, matrix.view(), q.rows, nullptr, rows);
+      if (rows == kTileRows) all = y;
+      check_same(y.data(), all.data(), y.size(), describe(set, "int4", n, k, rows));
+    }
+  }
+}
+
+TEST("float products of every set have the bits of scalar") {
+  for (const Encoding encoding : {Encoding::kF16, Encoding::kBF16, Encoding::kF32}) {
+    for (const int64_t n : kSizes) {
+      for (const int64_t k : kSizes) {
+        if (n * k > 40000) continue;
+        PackedMatrix matrix(encoding, n, k, 0, false);
+        const std::size_t width = encoding == Encoding::kF32 ? 4 : 2;
+        std::vector<uint8_t> values(static_cast<std::size_t>(n * k) * width);
+        for (uint8_t& byte : values) byte = static_cast<uint8_t>(random_bits()());  // any bits, NaN included
+        matrix.set_float_rows(0, n, values.data());
+        const auto bytes = static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes * k) * width;
+        const GuardedWeights weights(matrix.view(), bytes, 0);
+        for (const int rows : kRowCounts) {
+          const Guarded<float> x(activations(rows, k));
+          const std::vector<float> y = product(scalar_set(), weights.view, {}, x.data(), rows);
+          for (const KernelSet& set : sets_under_test()) {
+            check_same(product(set, weights.view, {}, x.data(), rows).data(), y.data(), y.size(),
+                       describe(set, "float", n, k, rows));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Runs `kernel(set, data)` in place on a copy of `values` and compares every set with scalar.
+template <typename Kernel>
+void compare_in_place(const char* what, const std::vector<float>& values, Kernel kernel) {
+  Guarded<float> expected(values);
+  kernel(scalar_set(), expected.data());
+  for (const KernelSet& set : sets_under_test()) {
+    Guarded<float> got(values);
+    kernel(set, got.data());
+    check_same(got.data(), expected.data(), values.size(),
+               std::string(set.name) + " " + what + " n=" + std::to_string(values.size()));
+  }
+}
+
+std::vector<float> awkward_floats(int64_t n) {
+  std::vector<float> values = normals(static_cast<std::size_t>(n), 20.0f);
+  const float special[] = {0.0f, -0.0f, kInfinity, -kInfinity, kNan, 1e-45f, -1e-40f, 88.7f, -88.7f, -104.5f, 3e38f};
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (random_bits()() % 3 == 0) values[i] = special[random_bits()() % std::size(special)];
+  }
+  return values;
+}
+
+TEST("elementwise kernels of every set have the bits of scalar, and write nothing past the end") {
+  for (const int64_t n : kSizes) {
+    const Guarded<float> other(awkward_floats(n)), weight(normals(static_cast<std::size_t>(n)));
+    const std::vector<float> awkward = awkward_floats(n), plain = normals(static_cast<std::size_t>(n));
+    compare_in_place("add", awkward, [&](const KernelSet& set, float* y) { set.add(other.data(), n, y); });
+    compare_in_place("silu_mul", awkward, [&](const KernelSet& set, float* y) { set.silu_mul(other.data(), n, y); });
+    compare_in_place("rms_norm", plain, [&](const KernelSet& set, float* y) {
+      set.rms_norm(y, weight.data(), n, 1e-5f, y);  // in place
+    });
+    compare_in_place("to_half", awkward, [&](const KernelSet& set, float* y) {
+      Guarded<uint16_t> half(static_cast<std::size_t>(n));
+      set.to_half(y, n, half.data());
+      for (int64_t i = 0; i < n; ++i) y[i] = half_to_float(half[static_cast<std::size_t>(i)]);
+    });
+    for (const bool interleaved : {false, true}) {
+      std::vector<float> head = normals(static_cast<std::size_t>(2 * n));
+      const Guarded<float> cosine(normals(static_cast<std::size_t>(n))), sine(normals(static_cast<std::size_t>(n)));
+      compare_in_place("rope", head, [&](const KernelSet& set, float* y) {
+        set.rope(y, cosine.data(), sine.data(), n, interleaved);
+      });
+    }
+  }
+}
+
+TEST("every fp16 number widens and rounds back to itself, in plain code and in every set") {
+  for (uint32_t bits = 0; bits < 0x10000; bits += kLanes) {
+    Guarded<float> wide(kLanes);
+    for (uint32_t i = 0; i < kLanes; ++i) wide[i] = half_to_float(static_cast<uint16_t>(bits + i));
+    for (const KernelSet& set : sets_under_test()) {
+      Guarded<uint16_t> half(kLanes);
+      set.to_half(wide.data(), kLanes, half.data());
+      for (uint32_t i = 0; i < kLanes; ++i) {
+        const auto original = static_cast<uint16_t>(bits + i);
+        const bool nan = (original & 0x7fff) > 0x7c00;
+        CHECK_EQ(half[i], nan ? original | 0x200 : original);
+        CHECK_EQ(float_to_half(wide[i]), half[i]);
+      }
+    }
+  }
+}
+
+TEST("rounding to fp16 in plain code is that of every set, over all exponents and many fractions") {
+  for (uint64_t bits = 0; bits < 0x100000000u; bits += 0x1ff1u * kLanes) {
+    Guarded<float> x(kLanes);
+    for (uint64_t i = 0; i < kLanes; ++i) x[i] = std::bit_cast<float>(static_cast<uint32_t>(bits + i * 0x1ff1u));
+    for (const KernelSet& set : sets_under_test()) {
+      Guarded<uint16_t> half(kLanes);
+      set.to_half(x.data(), kLanes, half.data());
+      for (std::size_t i = 0; i < kLanes; ++i) CHECK_EQ(half[i], float_to_half(x[i]));
+    }
+  }
+}
+
+// Rounding errors, in units of the last place of a sum in [0.7, 1.42): half from the last fma; below 0.36 x 0.75 from
+// the one before it; r is off by less than 2^-26 (its own rounding, the split of ln 2), a quarter of a unit; the
+// dropped terms a tenth.  Results between 0.7 and 1 have units half as large: 2.3 units.
+TEST("exp is within 2.3 units of the last place, 0 far below, infinite far above, and keeps NaN") {
+  double worst = 0;
+  for (float base = -87.0f; base < 88.7f; base += 0.0137f) {
+    const Part result = body::exponential(each<Part>([&](int i) { return base + static_cast<float>(i) * 0.0008f; }));
+    for (int i = 0; i < kLanes; ++i) {
+      const float x = base + static_cast<float>(i) * 0.0008f, got = result.lane[i];
+      if (x > 88.7f) continue;
+      const double unit = static_cast<double>(std::nextafterf(got, kInfinity)) - static_cast<double>(got);
+      worst = std::max(worst, std::abs(static_cast<double>(got) - std::exp(static_cast<double>(x))) / unit);
+    }
+  }
+  std::printf("exp: at most %.3f units of the last place\n", worst);
+  CHECK(worst < 2.3);
+  const auto at = [](float x) { return body::exponential(fill(x)).lane[0]; };
+  CHECK_EQ(at(0.0f), 1.0f);
+  CHECK_EQ(at(-kInfinity), 0.0f);
+  CHECK_EQ(at(-1e30f), 0.0f);
+  CHECK_EQ(at(-104.0f), 0.0f);
+  CHECK_EQ(at(-103.0f), std::exp(-103.0f));  // subnormal
+  CHECK_EQ(at(89.0f), kInfinity);
+  CHECK_EQ(at(kInfinity), kInfinity);
+  CHECK(std::isnan(at(kNan)));
+}
+
+TEST("silu of very large and very small gates is the gate and zero") {
+  const std::vector<float> gate = {1e30f, 100.0f, -100.0f, -1e30f, 0.0f, kInfinity};
+  std::vector<float> up(gate.size(), 1.0f);
+  scalar_set().silu_mul(gate.data(), static_cast<int64_t>(gate.size()), up.data());
+  CHECK(up == std::vector<float>({1e30f, 100.0f, 0.0f, 0.0f, 0.0f, kInfinity}));
+}
+
+}  // namespace
+}  // namespace cpuinfer
+
+int main() { return check::run_all(); }
