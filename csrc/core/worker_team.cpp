@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <string>
 #include <system_error>
 
@@ -12,8 +13,11 @@
 namespace cpuinfer {
 namespace {
 
-constexpr int kSpins = 4000;  // a pause is 40 to 140 cycles: some 50 to 150 microseconds
-constexpr int kYields = 8;
+// A pause is 40 to 140 cycles: some 30 to 100 microseconds, longer than workers are apart in undisturbed work.
+constexpr int kSpins = 2000;
+// Waking a sleeper can take hundreds of microseconds on a virtual machine.  If one worker slept at every hiccup of
+// another, each barrier would cost a wake-up; yielding instead is nearly free on an idle core and polite on a busy one.
+constexpr auto kYieldTime = std::chrono::milliseconds(2);
 
 void pause_cpu() noexcept { __builtin_ia32_pause(); }
 
@@ -23,7 +27,8 @@ void wait_change(WorkerTeam::Signal& signal, uint32_t seen) noexcept {
     if (signal.value.load(std::memory_order_acquire) != seen) return;
     pause_cpu();
   }
-  for (int i = 0; i < kYields; ++i) {
+  const auto patience = std::chrono::steady_clock::now() + kYieldTime;
+  while (std::chrono::steady_clock::now() < patience) {
     if (signal.value.load(std::memory_order_acquire) != seen) return;
     sched_yield();
   }

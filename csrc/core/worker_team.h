@@ -1,7 +1,7 @@
 // A persistent team of threads that walks one piece of work together; the caller is worker 0.
 //
-// Workers spin for some tens of microseconds, then yield, then sleep on a futex: inside a piece of work waits are a few
-// microseconds, between pieces an idle process uses no processor time.
+// Workers spin for some tens of microseconds, yield for two milliseconds, then sleep on a futex: inside a piece of work
+// waits are a few microseconds, between pieces an idle process uses no processor time.
 #pragma once
 
 #include <atomic>

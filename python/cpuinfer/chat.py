@@ -1,0 +1,284 @@
+"""Chat messages to the text of a prompt, by the template a model file carries.
+
+A template is a program from a file that may be hostile.  jinja2's immutable sandbox keeps it from Python's internals;
+here its work is bounded as well: seconds and printed characters for a rendering, the length of a range, and the size
+of what an operator makes.  What one call of a filter or a string method allocates is not bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedModel
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Message = Mapping[str, object]
+
+MAX_SOURCE = 1 << 20
+"""Characters of a template."""
+MAX_OUTPUT = 1 << 24
+"""Characters that one rendering may print, and that one operator may make."""
+MAX_SECONDS = 10.0
+"""Time that one rendering may take."""
+_MAX_POWER_BITS = 4096
+
+
+class _Exhausted(Exception):
+    """A template went past one of its bounds."""
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What one rendering may still use."""
+
+    deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
+    characters: int = MAX_OUTPUT
+
+    def spend(self, characters: int = 0) -> None:
+        self.characters -= characters
+        if self.characters < 0:
+            raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")
+        if time.monotonic() > self.deadline:
+            raise _Exhausted(f"takes more than {MAX_SECONDS:g} seconds")
+
+
+_budget: ContextVar[_Budget] = ContextVar("_budget")
+
+
+class ChatTemplate:
+    """A compiled chat template.  `origin` names its file in messages."""
+
+    def __init__(self, source: str, *, bos_token: str, eos_token: str, origin: str) -> None:
+        """Raises CheckpointError for what is not a template."""
+        self.source = source
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._origin = origin
+        if not isinstance(source, str) or len(source) > MAX_SOURCE:
+            raise CheckpointError(f"{origin}: the chat template is not a text of at most {MAX_SOURCE} characters")
+        from jinja2 import TemplateSyntaxError
+
+        environment = _environment()
+        try:
+            self._template = environment.from_string(_metered(environment, source))
+        except TemplateSyntaxError as error:
+            raise CheckpointError(f"{origin}: chat template, line {error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{origin}: the chat template is too deeply nested or malformed: {error}") from error
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, object], *, bos_token: str, eos_token: str, origin: str
+    ) -> ChatTemplate:
+        """The template under ``tokenizer.chat_template``.  Raises UnsupportedModel if there is none."""
+        source = metadata.get("tokenizer.chat_template")
+        if source is None:
+            raise UnsupportedModel(
+                f"{origin}: the model has no chat template; continue plain text with generate(), or --raw"
+            )
+        if not isinstance(source, str):
+            raise CheckpointError(f"{origin}: tokenizer.chat_template is {type(source).__name__}, expected a string")
+        return cls(source, bos_token=bos_token, eos_token=eos_token, origin=origin)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        add_generation_prompt: bool = True,
+        **extra: object,
+    ) -> str:
+        """The prompt for these messages: ``{"role": ..., "content": text or list of text parts}`` each.
+
+        `tools` and `extra` are variables of the template, as the model's makers document them.
+        Raises InvalidRequest for messages that are malformed or that the template refuses, CheckpointError for a
+        template that leaves the sandbox or its bounds.
+        """
+        variables = {
+            **self._tokens,
+            **extra,
+            "messages": check_messages(messages),
+            "tools": None if tools is None else list(tools),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        from jinja2.exceptions import SecurityError
+
+        token = _budget.set(_Budget())
+        try:
+            return "".join(self._pieces(variables))
+        except InvalidRequest:
+            raise
+        except (SecurityError, _Exhausted, OverflowError, MemoryError) as error:  # OverflowError: range() too long
+            raise CheckpointError(f"{self._origin}: the chat template was stopped: {error}") from error
+        except Exception as error:
+            raise InvalidRequest(f"{self._origin}: the chat template fails on these messages: {error}") from error
+        finally:
+            _budget.reset(token)
+
+    def _pieces(self, variables: Mapping[str, object]) -> Iterable[str]:
+        """What the template prints, the text between expressions included, which the environment does not see."""
+        size = 0
+        for piece in self._template.generate(variables):
+            size += len(piece)
+            if size > MAX_OUTPUT:
+                raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")
+            _budget.get().spend()
+            yield piece
+
+
+def check_messages(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Copies of the messages with their content as one text.  Raises InvalidRequest for what is not a conversation."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequest("messages must be a list of at least one {'role': ..., 'content': ...}")
+    return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _checked(message: object, where: str) -> dict[str, object]:
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(f"{where} is {type(message).__name__}, expected {{'role': ..., 'content': ...}}")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"{where}['role'] is {role!r}, expected a name such as 'user'")
+    if content is None and message.get("tool_calls"):
+        return dict(message)
+    return {**message, "content": _text(content, f"{where}['content']")}
+
+
+def _text(content: object, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise InvalidRequest(f"{where} is {type(content).__name__}, expected a text or a list of text parts")
+    texts: list[str] = []
+    for i, part in enumerate(content):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise InvalidRequest(
+                f"{where}[{i}] is not {{'type': 'text', 'text': ...}}, the only kind of part supported"
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+@cache
+def _environment() -> Environment:
+    """The sandbox of every template: it holds no state of any of them."""
+    from jinja2 import nodes, pass_context
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.runtime import Context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}``: marks an assistant's text for training; here it only stands for its body."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"+", "*", "**"})
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            _check_size(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+        def unsafe_undefined(
+            self, obj: Any, attribute: str
+        ) -> NoReturn:  # ours is an error at once, not when it is used
+            raise SecurityError(f"it reaches for {attribute!r} of {type(obj).__name__!r}")
+
+    @pass_context
+    def finalize(_: Context, value: object) -> object:
+        text = str(value)
+        _budget.get().spend(len(text))
+        return text
+
+    @pass_context  # which also keeps the compiler from folding the call
+    def tick(_: Context, value: object) -> object:
+        _budget.get().spend()
+        return value
+
+    @pass_context
+    def concatenate(_: Context, values: list[object]) -> str:
+        texts = [str(value) for value in values]
+        if sum(map(len, texts)) > MAX_OUTPUT:
+            raise _Exhausted(f"makes a text of more than {MAX_OUTPUT} characters")
+        return "".join(texts)
+
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=finalize, extensions=[loopcontrols, Generation]
+    )
+    environment.filters.update({"tojson": _to_json, _TICK: tick, _CONCATENATE: concatenate})
+    del environment.globals["lipsum"]  # filler text of any length
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return environment
+
+
+_TICK, _CONCATENATE = "cpuinfer tick", "cpuinfer concatenate"  # no template can spell these filters
+
+
+def _metered(environment: Environment, source: str) -> Any:
+    """The template's syntax tree, with every loop and macro counting time and every ``~`` counting characters."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    def call(name: str, argument: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(argument, name, [], [], None, None)
+
+    class Metered(NodeTransformer):
+        def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+            self.generic_visit(node)
+            return call(_CONCATENATE, nodes.List(node.nodes)).set_lineno(node.lineno)
+
+    tree = Metered().visit(environment.parse(source))
+    for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        node.body.insert(0, nodes.ExprStmt(call(_TICK, nodes.Const(None))).set_lineno(node.lineno))
+    return tree.set_environment(environment)
+
+
+def _check_size(operator: str, left: Any, right: Any) -> None:
+    """Refuse an operation whose result would be larger than any prompt."""
+    if operator == "**":
+        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MAX_POWER_BITS:
+            raise _Exhausted(f"makes a number of more than {_MAX_POWER_BITS} bits")
+        return
+    sizes = [len(value) if isinstance(value, (str, list, tuple)) else None for value in (left, right)]
+    if operator == "+":
+        size = sum(each or 0 for each in sizes)
+    elif sizes != [None, None]:
+        size = max(each * int(other) for each, other in ((sizes[0], right), (sizes[1], left)) if each is not None)
+    else:
+        size = sum(value.bit_length() for value in (left, right) if isinstance(value, int))
+    if size > MAX_OUTPUT:
+        raise _Exhausted(f"makes a value of more than {MAX_OUTPUT} items")
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as chat templates are written for: no HTML escapes, the keys in their own order."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise InvalidRequest(f"the chat template refuses these messages: {message}")
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
