@@ -149,7 +149,9 @@ def test_every_op_is_within_the_bound_of_its_quantisation_step(model: Blueprint,
         for out, value in expected.items():
             found = unrotated.get(out, native[out])
             excess = np.abs(found - value) - bounds[out]
-            assert np.all(excess <= 0), f"{op.name}: off by {np.abs(found - value).max()}, {excess.max()} over the bound"
+            assert np.all(excess <= 0), (
+                f"{op.name}: off by {np.abs(found - value).max()}, {excess.max()} over the bound"
+            )
 
 
 def unrotated_inputs(model: Blueprint, native: dict[Value, Array], tokens: list[int]) -> dict[Value, Array]:
@@ -181,9 +183,7 @@ def test_logits_are_the_same_bits_on_every_instruction_set(model: Blueprint, tok
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_logits_are_the_same_bits_for_any_threads_and_chunks(
-    model: Blueprint, tokens: list[int], threads: int
-) -> None:
+def test_logits_are_the_same_bits_for_any_threads_and_chunks(model: Blueprint, tokens: list[int], threads: int) -> None:
     expected = logits(make_session(model, threads=1), tokens)
     session = make_session(model, threads=threads)
     for chunk in (1, 7, 8, 9, 17, 33, 50):

@@ -74,8 +74,7 @@ class LLM:
             raise UnsupportedModel(
                 f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {self.config.vocabulary}"
             )
-        source = metadata.get("tokenizer.chat_template")
-        self._template = None if source is None else self._chat_template(str(source))
+        self._template = self._chat_template(metadata) if "tokenizer.chat_template" in metadata else None
         self._session = _core.Session(
             loader.load_program(blueprint, threads=self.threads),
             isa=self.isa,
@@ -181,12 +180,15 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
 
-    def _chat_template(self, source: str) -> ChatTemplate:
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        return ChatTemplate(
-            source,
-            bos_token="" if bos is None else self.tokenizer.token_text(bos),
-            eos_token="" if eos is None else self.tokenizer.token_text(eos),
+    def _chat_template(self, metadata: Mapping[str, object]) -> ChatTemplate:
+        def text(key: str) -> str:
+            token = metadata.get(key)
+            return self.tokenizer.token_text(token) if isinstance(token, int) else ""
+
+        return ChatTemplate.from_metadata(
+            metadata,
+            bos_token=text("tokenizer.ggml.bos_token_id"),
+            eos_token=text("tokenizer.ggml.eos_token_id"),
             origin=str(self.path),
         )
 
