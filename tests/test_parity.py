@@ -4,7 +4,6 @@ whatever the instruction set, the threads, the batch and the chunks of a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -232,7 +231,7 @@ def test_scores_are_the_log_softmax_of_the_logits(model: Blueprint, tokens: list
     ],
 )
 def test_a_bad_step_is_refused_and_moves_nothing(
-    model: Blueprint, feeds: Callable[[int], list], message: str, tmp_path: Path
+    model: Blueprint, feeds: Callable[[int], list], message: str
 ) -> None:
     session = make_session(model)
     sequence = session.open()
