@@ -140,6 +140,16 @@ def test_control_tokens_are_read_from_text_only_when_asked() -> None:
     assert SMALL.decode(as_text) == text
 
 
+def test_no_text_spells_a_control_token_unasked() -> None:
+    assert END not in SMALL.encode("<|im_end|>", parse_special=False)
+    tokens = [*LETTERS, "xyz"]
+    types = [1] * 256 + [3]
+    plain = {"tokens": tokens, "merges": [], "token_type": types, "bos_token_id": None, "eos_token_id": None}
+    whole_words = build(pre="llama-bpe", **plain, add_bos_token=False)
+    assert whole_words.encode("xyz") == [256]
+    assert len(whole_words.encode("xyz", parse_special=False)) == 3
+
+
 def test_the_longest_control_token_wins() -> None:
     assert SMALL.encode("<|im_end|>><|im_end|>") == [LONGER, END]
 
