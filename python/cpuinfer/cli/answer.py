@@ -7,16 +7,17 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from cpuinfer.cli.terminal import megabytes, printable, remark
+from cpuinfer.results import Chunk
 
 if TYPE_CHECKING:
     from cpuinfer.llm import LLM
-    from cpuinfer.results import Chunk, FinishReason, Timings
+    from cpuinfer.results import FinishReason, Timings
     from cpuinfer.sampling import SamplingParams
 
 
@@ -34,15 +35,16 @@ class Answer:
 def receive(llm: LLM, chunks: Callable[[], Iterator[Chunk]], output: TextIO | None) -> Answer:
     """Take an answer to its end, or to Ctrl-C, writing its text to `output` as it comes, then a newline."""
     answer, texts, terminal = Answer(), [], output is not None and output.isatty()
-    for chunk in _interruptible(chunks, llm.cancel):
-        texts.append(chunk.text)
-        answer.token_ids += chunk.token_ids
-        answer.seed = chunk.seed
-        if chunk.finish_reason is not None:
-            answer.finish_reason, answer.timings = chunk.finish_reason, chunk.timings
-        if output is not None and chunk.text:
-            output.write(printable(chunk.text) if terminal else chunk.text)
-            output.flush()
+    with closing(_interruptible(chunks, llm.cancel)) as pieces:
+        for chunk in pieces:
+            texts.append(chunk.text)
+            answer.token_ids += chunk.token_ids
+            answer.seed = chunk.seed
+            if chunk.finish_reason is not None:
+                answer.finish_reason, answer.timings = chunk.finish_reason, chunk.timings
+            if output is not None and chunk.text:
+                output.write(printable(chunk.text) if terminal else chunk.text)
+                output.flush()
     answer.text = "".join(texts)
     if output is not None and not answer.text.endswith("\n"):
         output.write("\n")
@@ -50,7 +52,7 @@ def receive(llm: LLM, chunks: Callable[[], Iterator[Chunk]], output: TextIO | No
     return answer
 
 
-def _interruptible(chunks: Callable[[], Iterator[Chunk]], cancel: Callable[[], None]) -> Iterator[Chunk]:
+def _interruptible(chunks: Callable[[], Iterator[Chunk]], cancel: Callable[[], None]) -> Generator[Chunk, None, None]:
     """The chunks, made in a thread of their own: a native step does not keep Ctrl-C waiting, which calls `cancel`."""
     pieces: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
@@ -73,14 +75,15 @@ def _interruptible(chunks: Callable[[], Iterator[Chunk]], cancel: Callable[[], N
     with _on_interrupt(stop):
         worker.start()
         try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
+            while isinstance(piece := pieces.get(), Chunk):
                 yield piece
+        except BaseException:  # the reader left
+            stop()
+            raise
         finally:
-            if worker.is_alive():
-                stop()
             worker.join()
+    if piece is not None:
+        raise piece
 
 
 @contextmanager
