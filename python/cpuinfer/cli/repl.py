@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cpuinfer.cli.answer import explain_length, print_stats, receive
 from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import ContextFull, CpuInferError, InvalidRequest, UnsupportedModel
+from cpuinfer.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
 
     from cpuinfer.llm import LLM
-    from cpuinfer.sampling import SamplingParams
 
 QUOTES = '"""'
 
@@ -117,7 +117,7 @@ class Conversation:
             return f"system is {self.system!r}"
         field, kind = _SETTINGS[name]
         try:
-            number = type(self.params)().__getattribute__(field) if none else kind(value)
+            number: Any = getattr(SamplingParams(), field) if none else kind(value)
         except ValueError:
             kind_name = "an integer" if kind is int else "a number"
             raise InvalidRequest(f"{name} is {value!r}, expected {kind_name}") from None

@@ -59,14 +59,14 @@ def _print_tables(description: Description) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table whose columns but the first two are numbers."""
+    """A table whose columns but the first three are numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
+        table.add_column(column, justify="left" if i < 3 else "right", overflow="fold")
     return table
 
 
