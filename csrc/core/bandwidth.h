@@ -5,10 +5,11 @@
 
 namespace cpuinfer {
 
-// Bytes per second at which `threads` threads together read `bytes` bytes again and again, each its own contiguous
-// share: the median-free best of the passes that fit into `seconds` (at least three).  A set that fits a cache measures
-// that cache.  Throws Error(kInvalid) for bytes < 4096 per thread, threads outside 1 to 1024 or seconds outside
-// (0, 60]; Error(kMemory) when the working set cannot be allocated.
+// Bytes per second at which `threads` threads together read `bytes` bytes again and again, each a contiguous share: the
+// best of the passes that fit into `seconds`, three at least.  A set that fits a cache measures that cache.
+//
+// Throws Error(kInvalid) for fewer than 4096 bytes a thread, threads outside 1 to 1024 or seconds outside (0, 60];
+// Error(kMemory) when the set cannot be allocated.
 double read_bandwidth(int64_t bytes, int threads, double seconds);
 
 }  // namespace cpuinfer

@@ -77,7 +77,7 @@ def default_threads(root: Path = Path("/")) -> ThreadChoice:
     CPUINFER_THREADS overrides it; InvalidRequest if that is no integer of 1 to 1024.
     """
     if asked := os.environ.get("CPUINFER_THREADS"):
-        if not (asked.isascii() and asked.isdecimal() and 1 <= int(asked[:9]) <= MOST_THREADS):
+        if not (asked.isascii() and asked.isdecimal() and len(asked) <= 4 and 1 <= int(asked) <= MOST_THREADS):
             raise InvalidRequest(f"CPUINFER_THREADS={asked}: expected an integer of 1 to {MOST_THREADS}")
         return ThreadChoice(int(asked), f"{asked}: set by CPUINFER_THREADS")
     affinity = _affinity(topology.online_cpus(root))
