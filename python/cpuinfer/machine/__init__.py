@@ -83,10 +83,13 @@ def default_threads(root: Path = Path("/")) -> ThreadChoice:
     affinity = _affinity(topology.online_cpus(root))
     cores = _performance_cores(root, affinity)
     quota = cgroup.cpu_quota(root)
-    threads = max(1, min(len(affinity), cores, MOST_THREADS if quota is None else math.floor(quota)))
+    whole = MOST_THREADS if quota is None else math.floor(quota)
+    threads = max(1, min(len(affinity), cores, whole, MOST_THREADS))
     plural = "" if cores == 1 else "s"
     limit = "no cgroup quota" if quota is None else f"cgroup quota {quota:g}"
-    return ThreadChoice(threads, f"{threads}: {cores} physical performance core{plural}, affinity {len(affinity)}, {limit}")
+    return ThreadChoice(
+        threads, f"{threads}: {cores} physical performance core{plural}, affinity {len(affinity)}, {limit}"
+    )
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -1,7 +1,8 @@
-"""What sysfs says of the processors: which there are, which share a core, which are the fast ones, caches, NUMA nodes."""
+"""What sysfs says of the processors: which share a core, which are the fast ones, their caches and NUMA nodes."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _class_threshold(figures: frozenset[int]) -> int:
     if not all(figures):
         return 0
     falling = sorted(figures, reverse=True)
-    steps = [(lower / upper, upper) for upper, lower in zip(falling, falling[1:], strict=False)]
+    steps = [(lower / upper, upper) for upper, lower in itertools.pairwise(falling)]
     ratio, threshold = min(steps, default=(1.0, 0))
     return threshold if ratio < CLASS_STEP else 0
 
