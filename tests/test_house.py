@@ -26,7 +26,8 @@ PYTHON_LAYERS = (
     {"engine"},
     {"llm"},
     {"server", "evaluate", "quantize"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 WITHOUT_EXTENSION = ("graph", "models", "formats", "reference")
 CSRC_LAYERS = {
