@@ -68,8 +68,8 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         ([{}, {"total": 3}], "00002-of-00002.gguf: key split.tensors.count: is 3, expected 2"),
         ([{"total": 5}, {"total": 5}], "key split.tensors.count: is 5, but the parts hold 2 tensors"),
         ([{}, {"tensors": [bad_gguf.tensor("t0", (4,))]}], "00002.gguf: tensor t0: is already in "),
-        ([{"number": 1}, {}], "say part 2 of 2, expected a file named like"),
-        ([{"number": 9}, {}], "say part 10 of 2, expected a file named like"),
+        ([{"number": 1}, {}], "key split.no: is 1 of 2, expected a file whose name ends in -00002-of-00002.gguf"),
+        ([{"number": 9}, {}], "key split.no: is 9 of 2, expected a file whose name ends in -00001-of-00002.gguf"),
     ],
 )
 def test_parts_that_disagree_are_refused(tmp_path: Path, parts: list[dict[str, Any]], message: str) -> None:

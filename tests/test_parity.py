@@ -4,7 +4,6 @@ whatever the instruction set, the threads, the batch and the chunks of a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -149,7 +148,9 @@ def test_every_op_is_within_the_bound_of_its_quantisation_step(model: Blueprint,
         for out, value in expected.items():
             found = unrotated.get(out, native[out])
             excess = np.abs(found - value) - bounds[out]
-            assert np.all(excess <= 0), f"{op.name}: off by {np.abs(found - value).max()}, {excess.max()} over the bound"
+            assert np.all(excess <= 0), (
+                f"{op.name}: off by {np.abs(found - value).max()}, {excess.max()} over the bound"
+            )
 
 
 def unrotated_inputs(model: Blueprint, native: dict[Value, Array], tokens: list[int]) -> dict[Value, Array]:
@@ -181,9 +182,7 @@ def test_logits_are_the_same_bits_on_every_instruction_set(model: Blueprint, tok
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_logits_are_the_same_bits_for_any_threads_and_chunks(
-    model: Blueprint, tokens: list[int], threads: int
-) -> None:
+def test_logits_are_the_same_bits_for_any_threads_and_chunks(model: Blueprint, tokens: list[int], threads: int) -> None:
     expected = logits(make_session(model, threads=1), tokens)
     session = make_session(model, threads=threads)
     for chunk in (1, 7, 8, 9, 17, 33, 50):
@@ -232,7 +231,7 @@ def test_scores_are_the_log_softmax_of_the_logits(model: Blueprint, tokens: list
     ],
 )
 def test_a_bad_step_is_refused_and_moves_nothing(
-    model: Blueprint, feeds: Callable[[int], list], message: str, tmp_path: Path
+    model: Blueprint, feeds: Callable[[int], list], message: str
 ) -> None:
     session = make_session(model)
     sequence = session.open()

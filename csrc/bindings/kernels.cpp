@@ -1,8 +1,204 @@
-// To be written.
+// The kernels for Python: the table of sets, packed matrices, and single-threaded products for tests and formats.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "bindings/bindings.h"
+#include "core/error.h"
+#include "kernels/dispatch.h"
+#include "kernels/pack.h"
+
+namespace py = pybind11;
 
 namespace cpuinfer {
 
-void bind_kernels(pybind11::module_&) {}
+namespace {
+
+constexpr std::pair<const char*, Encoding> kEncodings[] = {{"int4", Encoding::kInt4},
+                                                           {"int8", Encoding::kInt8},
+                                                           {"f16", Encoding::kF16},
+                                                           {"bf16", Encoding::kBF16},
+                                                           {"f32", Encoding::kF32}};
+
+[[noreturn]] void invalid(const std::string& message) { throw Error(Fault::kInvalid, message); }
+
+Encoding encoding_named(const std::string& name) {
+  for (const auto& [known, encoding] : kEncodings) {
+    if (name == known) return encoding;
+  }
+  invalid("encoding '" + name + "': expected int4, int8, f16, bf16 or f32");
+}
+
+const char* encoding_name(Encoding encoding) {
+  for (const auto& [name, known] : kEncodings) {
+    if (encoding == known) return name;
+  }
+  return "unknown";
+}
+
+bool is_integer(const Weights& w) { return w.encoding == Encoding::kInt4 || w.encoding == Encoding::kInt8; }
+
+std::string shape_text(const py::array& array) {
+  std::string text = "(";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
+  return text + ")";
+}
+
+// Checks a C-contiguous, aligned array [rows, columns] of the dtype; rows < 0 takes any number.  Returns the rows.
+int64_t check_array(const py::array& array, const char* name, const char* dtype, int64_t rows, int64_t columns) {
+  const bool fits = array.ndim() == 2 && (rows < 0 || array.shape(0) == rows) && array.shape(1) == columns;
+  constexpr int kPlain = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  const bool plain = (array.flags() & kPlain) == kPlain;
+  if (fits && plain && array.dtype().equal(py::dtype(dtype))) return array.shape(0);
+  invalid(std::string(name) + ": " + (plain ? "" : "not contiguous or not aligned, ") +
+          std::string(py::str(array.dtype().attr("name"))) + " " + shape_text(array) + ", expected contiguous " +
+          dtype + " (" + (rows < 0 ? "*" : std::to_string(rows)) + ", " + std::to_string(columns) + ")");
+}
+
+void check_range(const Weights& w, int64_t row, int64_t rows) {
+  if (row >= 0 && rows <= w.n && row <= w.n - rows) return;
+  invalid("rows " + std::to_string(row) + " to " + std::to_string(row + rows) + ": the matrix has " +
+          std::to_string(w.n));
+}
+
+void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes, const py::array& scale,
+                      const std::optional<py::array>& bias) {
+  const Weights& w = matrix.view();
+  if (!is_integer(w)) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
+  if (bias.has_value() != (w.bias != nullptr)) {
+    invalid(w.bias ? "bias: missing, the matrix has one" : "bias: given, the matrix has none");
+  }
+  const int64_t rows = check_array(codes, "codes", "uint8", -1, w.k);
+  check_array(scale, "scale", "float16", rows, w.k / kGroup);
+  if (bias) check_array(*bias, "bias", "float16", rows, w.k / kGroup);
+  check_range(w, row, rows);
+  const auto* code_data = static_cast<const uint8_t*>(codes.data());
+  const auto* scale_data = static_cast<const uint16_t*>(scale.data());
+  const auto* bias_data = bias ? static_cast<const uint16_t*>(bias->data()) : nullptr;
+  const py::gil_scoped_release release;
+  matrix.set_integer_rows(row, rows, code_data, scale_data, bias_data);
+}
+
+void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) {
+  const Weights& w = matrix.view();
+  if (is_integer(w)) invalid(std::string("float rows for a matrix of ") + encoding_name(w.encoding));
+  const char* dtype = w.encoding == Encoding::kF32 ? "float32" : w.encoding == Encoding::kF16 ? "float16" : "uint16";
+  const int64_t rows = check_array(values, "values", dtype, -1, w.k);
+  check_range(w, row, rows);
+  const void* data = values.data();
+  const py::gil_scoped_release release;
+  matrix.set_float_rows(row, rows, data);
+}
+
+py::array_t<float> read_row(const PackedMatrix& matrix, int64_t row) {
+  check_range(matrix.view(), row, 1);
+  py::array_t<float> out(matrix.view().k);
+  matrix.read_row(row, out.mutable_data());
+  return out;
+}
+
+// Owns what QuantizedRows points to, for one tile.
+struct Tile {
+  std::vector<int8_t> codes;
+  std::vector<float> scale;
+  std::vector<int32_t> sum;
+  QuantizedRows rows;
+  Tile(int count, int64_t k)
+      : codes(static_cast<std::size_t>(count * k)),
+        scale(codes.size() / kGroup),
+        sum(scale.size()),
+        rows{count, codes.data(), scale.data(), sum.data()} {}
+};
+
+const KernelSet& set_for(const std::optional<std::string>& isa) { return select_kernels(isa.value_or("")); }
+
+py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const std::optional<std::string>& isa) {
+  const Weights& w = matrix.view();
+  const KernelSet& set = set_for(isa);
+  const int64_t m = check_array(x, "x", "float32", -1, w.k);
+  const int64_t panels = (w.n + kLanes - 1) / kLanes, ldy = panels * kLanes;
+  py::array_t<float> y({m, w.n});
+  const auto* in = static_cast<const float*>(x.data());
+  float* out = y.mutable_data();
+  const py::gil_scoped_release release;
+  std::vector<float> padded(static_cast<std::size_t>(kTileRows * ldy));
+  for (int64_t row = 0; row < m; row += kTileRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));
+    const float* tile_x = in + row * w.k;
+    Tile tile(is_integer(w) ? rows : 0, w.k);
+    if (is_integer(w)) set.quantize(tile_x, w.k, w.k, tile.rows);
+    const auto kernel = !is_integer(w) ? set.gemm_float : w.encoding == Encoding::kInt4 ? set.gemm_int4 : set.gemm_int8;
+    kernel({&w, 0, panels, tile.rows, tile_x, w.k, rows, padded.data(), ldy});
+    for (int r = 0; r < rows; ++r) std::copy_n(padded.data() + r * ldy, w.n, out + (row + r) * w.n);
+  }
+  return y;
+}
+
+py::tuple quantize_rows(const py::array& x, const std::optional<std::string>& isa) {
+  if (x.ndim() != 2 || x.shape(1) % kGroup != 0) {
+    invalid("x: shape " + shape_text(x) + ", expected two dimensions and columns in groups of " +
+            std::to_string(kGroup));
+  }
+  const int64_t k = x.shape(1), groups = k / kGroup;
+  const int64_t m = check_array(x, "x", "float32", -1, k);
+  const KernelSet& set = set_for(isa);
+  py::array_t<int8_t> codes({m, k});
+  py::array_t<float> scale({m, groups});
+  py::array_t<int32_t> sum({m, groups});
+  for (int64_t row = 0; row < m; ++row) {  // one row a tile: [k / 32][1][32] is the row itself
+    set.quantize(
+        static_cast<const float*>(x.data()) + row * k, k, k,
+        {1, codes.mutable_data() + row * k, scale.mutable_data() + row * groups, sum.mutable_data() + row * groups});
+  }
+  return py::make_tuple(codes, scale, sum);
+}
+
+// Which sets there are; `selected` marks the one that runs when nobody names another.
+std::vector<py::dict> list_sets() {
+  const CpuInfo& cpu = cpu_info();
+  const std::string selected = select_kernels().name;
+  std::vector<py::dict> sets;
+  for (const KernelSet& set : kernel_sets()) {
+    py::dict entry;
+    entry["name"] = set.name;
+    entry["missing"] = missing_for(set, cpu);
+    entry["usable"] = missing_for(set, cpu).empty();
+    entry["selected"] = selected == set.name;
+    sets.push_back(std::move(entry));
+  }
+  return sets;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  m.def("kernel_sets", &list_sets);
+  m.def(
+      "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
+      py::arg("name") = py::none());
+  py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
+      .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias) {
+             return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias);
+           }),
+           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false)
+      .def("set_integer_rows", &set_integer_rows, py::arg("row"), py::arg("codes"), py::arg("scale"),
+           py::arg("bias") = py::none())
+      .def("set_float_rows", &set_float_rows, py::arg("row"), py::arg("values"))
+      .def("read_row", &read_row, py::arg("row"))
+      .def_property_readonly("encoding", [](const PackedMatrix& p) { return encoding_name(p.view().encoding); })
+      .def_property_readonly("n", [](const PackedMatrix& p) { return p.view().n; })
+      .def_property_readonly("k", [](const PackedMatrix& p) { return p.view().k; })
+      .def_property_readonly("zero", [](const PackedMatrix& p) { return p.view().zero; })
+      .def_property_readonly("has_bias", [](const PackedMatrix& p) { return p.view().bias != nullptr; })
+      .def_property_readonly("bytes", &PackedMatrix::bytes);
+  m.def("matmul", &matmul, py::arg("matrix"), py::arg("x"), py::arg("isa") = py::none());
+  m.def("quantize_rows", &quantize_rows, py::arg("x"), py::arg("isa") = py::none());
+}
 
 }  // namespace cpuinfer

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "core/text.h"
 
@@ -13,8 +14,7 @@ namespace cpuinfer {
 
 namespace {
 
-constexpr std::string_view kSuffixForm = "-00001-of-00003.gguf";
-
+// "-00001-of-00003.gguf"
 std::string part_suffix(int64_t number, int64_t count) {
   char text[64];
   std::snprintf(text, sizeof text, "-%05lld-of-%05lld.gguf", static_cast<long long>(number),
@@ -45,19 +45,22 @@ void Gguf::open_parts(const std::string& path) {
     parts_.push_back(std::move(given));
     return;
   }
-  const int64_t given_number = given.integer("split.no") + 1;
-  if (given_number < 1 || given_number > count || !path.ends_with(part_suffix(given_number, count))) {
-    throw given.error("keys split.no and split.count", "say part " + std::to_string(given_number) + " of " +
-                                                           std::to_string(count) + ", expected a file named like name" +
-                                                           std::string(kSuffixForm) + " that agrees");
+  const int64_t given_index = given.integer("split.no");
+  const bool in_range = given_index >= 0 && given_index < count;
+  if (!in_range || !path.ends_with(part_suffix(given_index + 1, count))) {
+    throw given.error("key split.no", "is " + std::to_string(given_index) + " of " + std::to_string(count) +
+                                          ", expected a file whose name ends in " +
+                                          (in_range ? part_suffix(given_index + 1, count) : part_suffix(1, count)));
   }
-  const std::string stem = path.substr(0, path.size() - part_suffix(given_number, count).size());
+  const int64_t given_number = given_index + 1;
+  const std::string stem = path.substr(0, path.size() - part_suffix(1, count).size());
   std::string missing;
   for (int64_t number = 1; number <= count && missing.size() < 1000; ++number) {
     const std::string name = stem + part_suffix(number, count);
     if (::access(name.c_str(), F_OK) != 0) missing += (missing.empty() ? "" : ", ") + printable(name, name.size());
   }
-  if (!missing.empty()) throw given.error("split.count", "is " + std::to_string(count) + ", but missing: " + missing);
+  if (!missing.empty())
+    throw given.error("key split.count", "is " + std::to_string(count) + ", but missing: " + missing);
   for (int64_t number = 1; number <= count; ++number) {
     parts_.push_back(number == given_number ? std::move(given)
                                             : read_gguf_part(File(stem + part_suffix(number, count))));
@@ -74,8 +77,8 @@ void Gguf::check_part(const GgufPart& part, int64_t number, int64_t count) const
   };
   expect("split.no", number - 1);
   expect("split.count", count);
-  if (head().find("split.tensors.count") != nullptr)
-    expect("split.tensors.count", head().integer("split.tensors.count"));
+  if (head().find("split.tensors.count") == nullptr) return;
+  expect("split.tensors.count", head().integer("split.tensors.count"));
 }
 
 void Gguf::index_tensors() {

@@ -3,6 +3,10 @@
 
 namespace {
 
+// How far ahead of a sweep of several rows its codes are fetched: such a sweep issues loads too rarely for the
+// processor to run ahead by itself.  A single row streams better alone.
+constexpr int64_t kPrefetchBytes = 2048;
+
 template <int kCount>
 struct Count {
   static constexpr int value = kCount;
@@ -70,6 +74,9 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
     for (Part& part : row) part = fill(0.0f);
   }
   for (int64_t group = 0; group < groups; ++group) {
+    if constexpr (kRows > 1) {
+      for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kPrefetchBytes + line);
+    }
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {
       typename Dot::Sums sums[kRows];

@@ -156,7 +156,8 @@ class Checkpoint:
 
     def error(self, where: str, text: str) -> CheckpointError:
         """``PATH: where: text``, for the caller to raise."""
-        return CheckpointError(f"{self.path}: {where}: {text}")
+        path = os.fsencode(self.path).decode(errors="backslashreplace")
+        return CheckpointError(f"{path}: {where}: {text}")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -74,8 +75,7 @@ class LLM:
             raise UnsupportedModel(
                 f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {self.config.vocabulary}"
             )
-        source = metadata.get("tokenizer.chat_template")
-        self._template = None if source is None else self._chat_template(str(source))
+        self._template = self._chat_template(metadata) if "tokenizer.chat_template" in metadata else None
         self._session = _core.Session(
             loader.load_program(blueprint, threads=self.threads),
             isa=self.isa,
@@ -109,7 +109,7 @@ class LLM:
 
         Raises ContextFull for a prompt longer than the context, NumericalError if the model yields NaN.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
             return self._complete([self._encode(prompts)], params)[0]  # type: ignore[arg-type]
         return self._complete([self._encode(prompt) for prompt in prompts], params)  # type: ignore[arg-type]
 
@@ -181,28 +181,26 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
 
-    def _chat_template(self, source: str) -> ChatTemplate:
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
-        return ChatTemplate(
-            source,
-            bos_token="" if bos is None else self.tokenizer.token_text(bos),
-            eos_token="" if eos is None else self.tokenizer.token_text(eos),
+    def _chat_template(self, metadata: Mapping[str, object]) -> ChatTemplate:
+        def text(key: str) -> str:
+            token = metadata.get(key)
+            return self.tokenizer.token_text(token) if isinstance(token, int) else ""
+
+        return ChatTemplate.from_metadata(
+            metadata,
+            bos_token=text("tokenizer.ggml.bos_token_id"),
+            eos_token=text("tokenizer.ggml.eos_token_id"),
             origin=str(self.path),
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-            if not ids:
-                raise InvalidRequest("the prompt is empty: it has no tokens to continue")
-            return ids
-        ids = list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InvalidRequest("the prompt is empty: it has no tokens to continue")
         for token in ids:
-            if not (isinstance(token, int) and 0 <= token < self.vocabulary):
+            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.vocabulary:
                 raise InvalidRequest(f"token id {token!r}, expected an integer of 0 to {self.vocabulary - 1}")
-        return ids
+        return [int(token) for token in ids]
 
     def _encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         if self._template is None:

@@ -180,19 +180,19 @@ class Generation(Request):
         if self.params.logprobs is not None:
             self._logprobs.append(TokenLogprob(token, self._tokenizer.token_text(token), logprob, tuple(top)))
         if token in self._ends:
-            self._emit(self._stops.finish(self._detokenizer.finish()), "stop")
+            self._emit(*self._rest("stop"))
             return
-        text, hit = self._stops.add(self._detokenizer.add(token))
+        text, hit = self._stops.feed(self._detokenizer.add(token))
         if hit:
             self._emit(text, "stop")
         elif self.generated >= self._limit:
-            rest, hit = self._stops.add(self._detokenizer.finish())
-            self._emit(text + rest + ("" if hit else self._stops.finish("")), "stop" if hit else "length")
+            rest, reason = self._rest("length")
+            self._emit(text + rest, reason)
         else:
             self._emit(text, None)
 
     def finish_cancelled(self) -> None:
-        self._emit(self._stops.finish(self._detokenizer.finish()), "cancelled")
+        self._emit(*self._rest("cancelled"))
 
     def timings(self) -> Timings:
         """So far."""
@@ -203,6 +203,11 @@ class Generation(Request):
             generate_seconds=self._last - self._first,
             first_token_seconds=self._first - self._submitted,
         )
+
+    def _rest(self, reason: FinishReason) -> tuple[str, FinishReason]:
+        """What was held back, and why the answer ends: a stop string may be complete only now."""
+        text, hit = self._stops.feed(self._detokenizer.finish())
+        return (text, "stop") if hit else (text + self._stops.finish(), reason)
 
     def _emit(self, text: str, reason: FinishReason | None) -> None:
         self.finish_reason = reason
