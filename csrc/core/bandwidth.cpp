@@ -62,6 +62,7 @@ double read_bandwidth(int64_t bytes, int threads, double seconds) {
   auto read = [&](int worker) noexcept {
     team.barrier();
     const auto start = Clock::now();
+    team.barrier();  // nobody reads before the clock of worker 0 runs: it may lose its processor in between
     for (int64_t i = 0; i < sweeps; ++i) read_words(words.get() + worker * share, share);
     team.barrier();
     if (worker == 0) pass = Clock::now() - start;

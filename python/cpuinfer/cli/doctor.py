@@ -1,4 +1,4 @@
-"""`cpuinfer doctor`: what this machine offers, what of it is used and why, and how fast a model can run on it at best."""
+"""`cpuinfer doctor`: what this machine offers, what of it is used and why, and how fast a model can run at best."""
 
 from __future__ import annotations
 
