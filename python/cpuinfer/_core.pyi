@@ -1,5 +1,7 @@
 """Types of the native core."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,3 +18,4 @@ class Gguf:
 
 def cpu_features() -> dict[str, str | list[str]]: ...
 def read_bandwidth(bytes: int, threads: int, seconds: float = 0.3) -> float: ...
+def kernel_sets() -> list[dict[str, Any]]: ...
