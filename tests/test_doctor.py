@@ -173,7 +173,7 @@ def test_achieved_decodes_and_compares_with_the_roof(
     measured.clear()
     assert run(str(tiny_model), "--achieved", "--json") == 0
     roof = json.loads(capsys.readouterr().out)["roof"]
-    assert 0 < roof["achieved"]
+    assert roof["achieved"] > 0
     assert roof["bytes_per_token"] == loader.describe(tiny_model).bytes_per_token
 
 
