@@ -81,7 +81,7 @@ def test_every_working_set_is_measured_with_one_thread_and_with_the_default(meas
 
 
 def test_working_sets_beyond_half_of_the_free_memory_are_left_out() -> None:
-    poor = a_machine(memory=machine.Memory(1 << 30, 200_000_000))
+    poor = a_machine(memory=machine.Memory(2 << 30, 3 << 29))
     assert doctor.working_sets(poor) == [
         ("half of L2", 512 << 10),
         ("half of L3", 16 << 20),
