@@ -205,6 +205,7 @@ def test_two_pulls_at_once_both_end_with_the_file_that_one_of_them_fetched() -> 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_download_leaves_only_what_the_next_run_clears(tmp_path: Path, stop: signal.Signals) -> None:
     (tmp_path / "slow" / "pip").mkdir(parents=True)
+    (tmp_path / "slow" / "pip" / "__init__.py").write_text("")
     (tmp_path / "slow" / "pip" / "__main__.py").write_text(HANGING_PIP)
     started = tmp_path / "started"
     paths = f"{tmp_path / 'slow'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -231,7 +232,7 @@ def test_an_interrupted_download_leaves_only_what_the_next_run_clears(tmp_path: 
 
 @pytest.mark.usefixtures("index")
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
@@ -352,7 +353,7 @@ def test_a_read_only_cache_serves_a_file_it_cannot_note_as_verified(
     monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path))
     monkeypatch.setitem(store.BUILTIN, "tiny", replace(TINY, requirement="fetching-must-not-be-tried==0"))
 
-    def refuse(path: Path, sha256: str, status: os.stat_result) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(cache, "record_verified", refuse)
