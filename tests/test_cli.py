@@ -112,6 +112,7 @@ sys.exit(main(["run", "-m", "fake.gguf", *sys.argv[1:]]))
         (["x.gguf", "--temp", "0", "hello"], "x.gguf", "hello"),
         (["--prompt=-x"], None, "-x"),
         (["--", "-x"], None, "-x"),
+        (["-m", "x.gguf", "-n", "9", "--", "-x"], "x.gguf", "-x"),
     ],
 )
 def test_run_tells_the_model_from_the_prompt(
@@ -324,7 +325,7 @@ def test_ctrl_c_stops_a_one_shot_answer() -> None:
         rest, errors = process.stdout.read(), process.stderr.read()
         assert process.wait(60) == 130
     assert (start + rest).startswith(b"You said: forever more")
-    assert rest.endswith(b"more\n")
+    assert (start + rest).endswith(b"more\n")
     assert errors == b""
 
 
