@@ -195,17 +195,17 @@ def test_a_chat_on_a_terminal_hints_stops_and_leaves(tmp_path: Path) -> None:
             seen = seen.split(text, 1)[1]
 
         try:
-            wait_for(b">>> ")
+            wait_for(b">>>")
             os.write(terminal, b"hello\r")
             wait_for(b"You said: hello")
-            wait_for(b">>> ")
+            wait_for(b">>>")
             os.write(terminal, b"\x03")
             wait_for(b"Ctrl-D or /bye leaves")
-            wait_for(b">>> ")
+            wait_for(b">>>")
             os.write(terminal, b"forever\r")
             wait_for(b"more more")
             process.send_signal(2)
-            wait_for(b">>> ")
+            wait_for(b">>>")
             os.write(terminal, b"\x04")
             assert process.wait(30) == 0
         finally:
