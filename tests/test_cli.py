@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,7 +86,7 @@ def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[by
 
 def environment() -> dict[str, str]:
     folders = [str(Path(__file__).parent), str(Path(cpuinfer.__file__).parents[1])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "latin-1"}
 
 
 FAKE_RUN = """
@@ -380,6 +381,24 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for command in ("run", "pull", "list, ls", "rm", "show", "bench", "doctor"):
         assert f"\n  {command} " in printed
+
+
+def test_pull_list_and_rm_speak_to_the_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SimpleNamespace(name="tiny", path=Path("/cache/tiny.gguf"), size_bytes=1_500_000, source="pip")
+    store = SimpleNamespace(
+        pull=lambda spec, *, progress: Path(f"/cache/{spec}.gguf"),  # noqa: ARG005
+        list_models=lambda: [model],
+        remove=lambda spec: [Path(f"/cache/{spec}.gguf")],
+    )
+    monkeypatch.setattr(cpuinfer, "store", store, raising=False)
+    for arguments in (["pull", "tiny"], ["ls"], ["rm", "tiny"]):
+        assert main(arguments) == 0
+    pulled, _, row, removed = capsys.readouterr().out.splitlines()
+    assert pulled == "/cache/tiny.gguf"
+    assert row.split() == ["tiny", "1.5", "MB", "pip", "/cache/tiny.gguf"]
+    assert removed == "deleted /cache/tiny.gguf"
 
 
 @pytest.mark.usefixtures("opened")
