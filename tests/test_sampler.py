@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpuinfer import _core
@@ -147,6 +147,7 @@ def test_each_stage_alone_draws_what_numpy_draws(fields: dict[str, object]) -> N
     agree(SamplingParams(**fields), vocabulary=3000, seed=11, tokens=60)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 4.0]), min_size=1, max_size=12),
     st.integers(0, 13),
@@ -184,6 +185,7 @@ def test_draws_follow_the_probabilities() -> None:
     assert statistic < 22.458  # the 0.999 quantile of chi-squared with 6 degrees of freedom
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**256 - 2))
 def test_philox_is_numpys(low: int, high: int, counter: int) -> None:
     words = [((counter + 1) >> 64 * n) % 2**64 for n in range(4)]
@@ -220,6 +222,13 @@ def test_top_p_sees_only_what_earlier_stages_left() -> None:
     fields = ALL | {"top_k": 2, "top_p": 0.55}
     assert set(draws(logits, 300, **fields, order=("top_k", "top_p"))) == {0}  # 0.4 / 0.7 = 0.571
     assert set(draws(logits, 300, **fields, order=("top_p", "top_k"))) == {0, 1}
+
+
+def test_top_p_reaches_into_a_long_tail_of_equals() -> None:
+    tail = 1000  # together as likely as the first token, so 0.0005 each
+    logits = [math.log(0.5)] + [math.log(0.5 / tail)] * tail
+    kept = set(draws(logits, 10_000, **ALL | {"top_p": 0.55025}))  # 100.5 tokens of the tail
+    assert kept == set(range(102))
 
 
 def test_min_p_keeps_a_token_exactly_at_its_threshold() -> None:

@@ -50,12 +50,13 @@ std::string shape_text(const py::array& array) {
   return text + ")";
 }
 
-// Checks a C-contiguous array [rows, columns] of the dtype; rows < 0 takes any number.  Returns the rows.
+// Checks a C-contiguous, aligned array [rows, columns] of the dtype; rows < 0 takes any number.  Returns the rows.
 int64_t check_array(const py::array& array, const char* name, const char* dtype, int64_t rows, int64_t columns) {
   const bool fits = array.ndim() == 2 && (rows < 0 || array.shape(0) == rows) && array.shape(1) == columns;
-  const bool contiguous = (array.flags() & py::array::c_style) != 0;
-  if (fits && contiguous && array.dtype().is(py::dtype(dtype))) return array.shape(0);
-  invalid(std::string(name) + ": " + (contiguous ? "" : "not contiguous, ") +
+  constexpr int kPlain = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  const bool plain = (array.flags() & kPlain) == kPlain;
+  if (fits && plain && array.dtype().equal(py::dtype(dtype))) return array.shape(0);
+  invalid(std::string(name) + ": " + (plain ? "" : "not contiguous or not aligned, ") +
           std::string(py::str(array.dtype().attr("name"))) + " " + shape_text(array) + ", expected contiguous " +
           dtype + " (" + (rows < 0 ? "*" : std::to_string(rows)) + ", " + std::to_string(columns) + ")");
 }

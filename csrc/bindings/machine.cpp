@@ -1,4 +1,9 @@
-// The machine for Python: processor features, and the measured speed of its memory.
+// Binds what is known of the processor and the measurement of its memory.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
 #include "bindings/bindings.h"
 #include "core/bandwidth.h"
 #include "core/cpu.h"
@@ -9,28 +14,28 @@ namespace cpuinfer {
 
 namespace {
 
-py::list feature_names(uint32_t features) {
-  py::list names;
+std::vector<std::string> names_of(uint32_t features) {
+  std::vector<std::string> names;
   for (const CpuFeature feature : {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAmxInt8}) {
-    if (features & feature) names.append(feature_name(feature));
+    if (features & feature) names.emplace_back(feature_name(feature));
   }
   return names;
 }
 
 py::dict cpu_features() {
-  const CpuInfo& cpu = cpu_info();
-  py::dict result;
-  result["brand"] = py::str(cpu.brand);
-  result["present"] = feature_names(cpu.present);
-  result["usable"] = feature_names(cpu.features);
-  return result;
+  const CpuInfo& info = cpu_info();
+  py::dict answer;
+  answer["brand"] = info.brand;
+  answer["usable"] = names_of(info.features);
+  answer["present"] = names_of(info.present);
+  return answer;
 }
 
 }  // namespace
 
 void bind_machine(py::module_& m) {
   m.def("cpu_features", &cpu_features);
-  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads") = 1, py::arg("seconds") = 0.3,
+  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds") = 0.3,
         py::call_guard<py::gil_scoped_release>());
 }
 

@@ -1,15 +1,12 @@
-// Times sequential reads of a working set by a worker team.
+// Measures read bandwidth with plain 64-bit loads: enough of them in flight to saturate memory on any x86-64.
 #include "core/bandwidth.h"
-
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <new>
 #include <string>
-#include <vector>
 
-#include "core/buffer.h"
 #include "core/error.h"
 #include "core/worker_team.h"
 
@@ -17,90 +14,66 @@ namespace cpuinfer {
 
 namespace {
 
+constexpr int64_t kLeastShare = 4096;              // bytes a thread
+constexpr int64_t kPassBytes = int64_t{64} << 20;  // some milliseconds: the barriers around cost little
+constexpr int kLeastPasses = 3;
+constexpr int64_t kSums = 16;                                      // independent, so that no load waits for an addition
+constexpr int64_t kWord = static_cast<int64_t>(sizeof(uint64_t));  // bytes
+
 using Clock = std::chrono::steady_clock;
 
-// 16 bytes, so that the baseline instruction set loads them at once.  Eight independent sums: one 16-byte load and add
-// per cycle and more, several times what any memory delivers to a core.
-using Vector = uint64_t __attribute__((vector_size(16)));
-constexpr int64_t kSums = 8;
-constexpr int64_t kStride = kSums * static_cast<int64_t>(sizeof(Vector));
-
-constexpr int64_t kSmallestPart = 4096;  // bytes of a thread: below, loop overhead is what is measured
-// Bytes read between two looks at the clock, at least: a millisecond or so, against microseconds to start a pass.
-constexpr int64_t kBytesPerPass = int64_t{32} << 20;
-
-void read_all(const Vector* data, int64_t bytes) noexcept {
-  Vector sums[kSums] = {};
-  const int64_t vectors = bytes / static_cast<int64_t>(sizeof(Vector));
-  for (int64_t i = 0; i < vectors; i += kSums) {
-    for (int64_t s = 0; s < kSums; ++s) sums[s] += data[i + s];
-  }
-  uint64_t total = 0;
-  for (const Vector& sum : sums) total += sum[0] + sum[1];
-  // The compiler must take the total for used, and may not carry loads over from one sweep to the next.
-  asm volatile("" : : "r"(total) : "memory");
-}
-
 void check(int64_t bytes, int threads, double seconds) {
-  if (threads < 1 || threads > 1024) {
-    throw Error(Fault::kInvalid, "threads: " + std::to_string(threads) + ", expected 1 to 1024");
-  }
-  if (bytes < threads * kSmallestPart) {
-    throw Error(Fault::kInvalid, "bytes: " + std::to_string(bytes) + ", expected at least " +
-                                     std::to_string(threads * kSmallestPart) + " for " + std::to_string(threads) +
-                                     " threads");
-  }
-  if (!(seconds > 0 && seconds <= 60)) {
-    throw Error(Fault::kInvalid, "seconds: " + std::to_string(seconds) + ", expected more than 0 and at most 60");
-  }
-  // The system promises more memory than it has and ends a process that takes the promise up.
-  const int64_t installed = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  if (bytes > installed) {
-    throw Error(Fault::kMemory,
-                "a working set of " + std::to_string(bytes) + " bytes: this machine has " + std::to_string(installed));
-  }
+  const auto require = [](bool holds, const std::string& message) {
+    if (!holds) throw Error(Fault::kInvalid, message);
+  };
+  require(threads >= 1 && threads <= 1024, "threads: " + std::to_string(threads) + ", expected 1 to 1024");
+  require(seconds > 0 && seconds <= 60, "seconds: " + std::to_string(seconds) + ", expected more than 0, at most 60");
+  require(bytes / threads >= kLeastShare, "bytes: " + std::to_string(bytes) + " for " + std::to_string(threads) +
+                                              " threads, expected at least " + std::to_string(kLeastShare) + " each");
 }
 
-// One part per thread, allocated and first written by that thread, so that it lies in the memory nearest to it.
-std::vector<Buffer> allocate(WorkerTeam& team, int64_t part) {
-  std::vector<Buffer> parts(static_cast<std::size_t>(team.size()));
-  auto body = [&](int worker) noexcept {
-    try {
-      parts[static_cast<std::size_t>(worker)] = Buffer(static_cast<std::size_t>(part));
-    } catch (const std::bad_alloc&) {  // the part stays empty
-    }
-  };
-  team.run(body);
-  for (const Buffer& buffer : parts) {
-    if (buffer.bytes() == 0) {
-      throw Error(Fault::kMemory, "no memory for a working set of " + std::to_string(part * team.size()) + " bytes");
-    }
+// Reads `count` words, a multiple of kSums.
+void read_words(const uint64_t* words, int64_t count) noexcept {
+  uint64_t sums[kSums] = {};
+  for (int64_t i = 0; i < count; i += kSums) {
+    for (int64_t lane = 0; lane < kSums; ++lane) sums[lane] += words[i + lane];
   }
-  return parts;
+  uint64_t sum = 0;
+  for (const uint64_t lane : sums) sum += lane;
+  asm volatile("" : : "r"(sum) : "memory");  // the sum is used, and the next sweep must read again
 }
 
 }  // namespace
 
 double read_bandwidth(int64_t bytes, int threads, double seconds) {
   check(bytes, threads, seconds);
+  const int64_t share = bytes / threads / kWord / kSums * kSums;  // words a thread
+  const int64_t total = share * threads * kWord;
+  const std::unique_ptr<uint64_t[]> words(new (std::nothrow) uint64_t[static_cast<std::size_t>(share * threads)]);
+  if (!words) throw Error(Fault::kMemory, "a working set of " + std::to_string(bytes) + " bytes cannot be allocated");
+
   WorkerTeam team(threads);
-  const int64_t part = bytes / threads / kStride * kStride;
-  const std::vector<Buffer> parts = allocate(team, part);
-  const int64_t sweeps = std::max<int64_t>(1, kBytesPerPass / (part * threads));
-  auto pass = [&](int worker) noexcept {
-    const Vector* data = parts[static_cast<std::size_t>(worker)].as<Vector>();
-    for (int64_t sweep = 0; sweep < sweeps; ++sweep) read_all(data, part);
+  // Each thread writes its share first: the kernel then gives it memory near the thread.
+  auto fill = [&](int worker) noexcept { std::fill_n(words.get() + worker * share, share, uint64_t{1}); };
+  team.run(fill);
+
+  const int64_t sweeps = std::max<int64_t>(1, kPassBytes / total);
+  Clock::duration pass{};
+  auto read = [&](int worker) noexcept {
+    team.barrier();
+    const auto start = Clock::now();
+    team.barrier();  // nobody reads before the clock of worker 0 runs: it may lose its processor in between
+    for (int64_t i = 0; i < sweeps; ++i) read_words(words.get() + worker * share, share);
+    team.barrier();
+    if (worker == 0) pass = Clock::now() - start;
   };
-  team.run(pass);  // untimed: fills the caches, wakes the workers
-  double best = 0;
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  do {
-    const auto begin = Clock::now();
-    team.run(pass);
-    const double elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
-    best = std::max(best, static_cast<double>(sweeps * part * threads) / elapsed);
-  } while (Clock::now() < end);
-  return best;
+  const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
+  auto best = Clock::duration::max();
+  for (int done = 0; done < kLeastPasses || Clock::now() < deadline; ++done) {
+    team.run(read);
+    best = std::min(best, pass);
+  }
+  return static_cast<double>(total * sweeps) / std::chrono::duration<double>(best).count();
 }
 
 }  // namespace cpuinfer

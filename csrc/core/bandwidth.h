@@ -1,13 +1,15 @@
-// How fast this machine reads memory: the roof of decoding, which reads every weight once a token.
+// How fast memory is read on this machine, measured: the roof under which decoding runs.
 #pragma once
 
 #include <cstdint>
 
 namespace cpuinfer {
 
-// Bytes per second at which `threads` threads together read a working set of `bytes`, each its own part over and over:
-// the best of the passes that fit in about `seconds`.  Throws Error(kInvalid) for an argument out of range and
-// Error(kMemory) when the working set cannot be allocated.
+// Bytes per second at which `threads` threads together read `bytes` bytes again and again, each a contiguous share: the
+// best of the passes that fit into `seconds`, three at least.  A set that fits a cache measures that cache.
+//
+// Throws Error(kInvalid) for fewer than 4096 bytes a thread, threads outside 1 to 1024 or seconds outside (0, 60];
+// Error(kMemory) when the set cannot be allocated.
 double read_bandwidth(int64_t bytes, int threads, double seconds);
 
 }  // namespace cpuinfer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -108,7 +109,7 @@ class LLM:
 
         Raises ContextFull for a prompt longer than the context, NumericalError if the model yields NaN.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
             return self._complete([self._encode(prompts)], params)[0]  # type: ignore[arg-type]
         return self._complete([self._encode(prompt) for prompt in prompts], params)  # type: ignore[arg-type]
 
@@ -193,18 +194,13 @@ class LLM:
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-            if not ids:
-                raise InvalidRequest("the prompt is empty: it has no tokens to continue")
-            return ids
-        ids = list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InvalidRequest("the prompt is empty: it has no tokens to continue")
         for token in ids:
-            if not (isinstance(token, int) and 0 <= token < self.vocabulary):
+            if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.vocabulary:
                 raise InvalidRequest(f"token id {token!r}, expected an integer of 0 to {self.vocabulary - 1}")
-        return ids
+        return [int(token) for token in ids]
 
     def _encode_chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         if self._template is None:

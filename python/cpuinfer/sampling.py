@@ -52,7 +52,7 @@ class SamplingParams:
     """
 
     temperature: float = 0.8
-    """0 is greedy decoding: the highest logit, the lowest id among equals."""
+    """0 is greedy decoding, whatever the order: the highest logit after bias and penalties, the lowest id of equals."""
     top_k: int = 40
     """Keep the k highest; 0 keeps all."""
     top_p: float = 0.95

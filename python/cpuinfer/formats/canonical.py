@@ -37,7 +37,7 @@ class FloatRows:
     """Rows of floating-point values, kept as stored."""
 
     values: npt.NDArray[Any]
-    """[rows, k]: the bits as uint16 for f16 and bf16, float32 for f32."""
+    """[rows, k]: float16, float32, or for bf16 its bits as uint16."""
     layout: Literal["f16", "bf16", "f32"]
 
 
@@ -89,8 +89,6 @@ def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.u
 def to_float(rows: IntegerRows | FloatRows, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
     """The values, [rows, k]: exact in float64, one rounding a step in float32."""
     if isinstance(rows, FloatRows):
-        if rows.layout == "f16":
-            return rows.values.view(np.float16).astype(dtype)
         if rows.layout == "bf16":
             return (rows.values.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
         return rows.values.astype(dtype)

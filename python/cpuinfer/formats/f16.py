@@ -9,7 +9,7 @@ from cpuinfer.formats.canonical import FloatRows, Format, blocks
 
 
 def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
-    return FloatRows(blocks(raw, k, elements=1, block_bytes=2).view("<u2")[:, :, 0], layout="f16")
+    return FloatRows(blocks(raw, k, elements=1, block_bytes=2).view("<f2")[:, :, 0], layout="f16")
 
 
 FORMAT = Format(name="F16", layout="f16", bits=16, decode=_decode)

@@ -1,0 +1,119 @@
+"""The command line: finds the command, runs it, and turns what goes wrong into one line and an exit code.
+
+A command is a module of this package with HELP, add_arguments(parser) and run(args) -> exit code.  Only the command
+asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from cpuinfer import __version__
+from cpuinfer.errors import CpuInferError
+
+COMMANDS = ("run", "pull", "list", "rm", "show", "bench", "doctor")
+ALIASES = {"ls": "list"}
+
+USAGE_ERROR, INTERNAL_ERROR = 2, 1
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell reports them
+
+
+class UsageError(CpuInferError):
+    """A command line that does not parse."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, raised instead of printed."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, or 2 for a fault of the input, 130 for Ctrl-C."""
+    try:
+        _accept_any_text()
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _silence_stdout()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("CPUINFER_DEBUG") == "1":
+            raise
+        code, message = _explain(error)
+        print(f"cpuinfer: error: {message}", file=sys.stderr)
+        return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = ALIASES.get(argv[0], argv[0]) if argv else ""
+    try:
+        if name in COMMANDS:
+            command = import_module(f"cpuinfer.cli.{name}")
+            parser = Parser(f"cpuinfer {name}", command.HELP)
+            command.add_arguments(parser)
+            return int(command.run(parser.parse_intermixed_args(argv[1:])))
+        if name and not name.startswith("-"):
+            raise UsageError(f"no command {name!r}, expected one of {', '.join(COMMANDS)}")
+        parser = Parser("cpuinfer", "Run language models on the CPU you already own.")
+        parser.usage = "cpuinfer COMMAND [ARGUMENTS]"
+        parser.add_argument("--version", action="version", version=f"cpuinfer {__version__}")
+        if not argv or {"-h", "--help"} & set(argv):
+            parser.epilog = _overview()
+            parser.print_help()
+            return 0
+        parser.parse_args(argv)
+        return 0
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+
+
+def _overview() -> str:
+    aliases = {name: alias for alias, name in ALIASES.items()}
+    lines = ["commands:"]
+    for name in COMMANDS:
+        title = f"{name}, {aliases[name]}" if name in aliases else name
+        lines.append(f"  {title:<10} {import_module(f'cpuinfer.cli.{name}').HELP}")
+    return "\n".join([*lines, "", 'examples:\n  cpuinfer run "Why is the sky blue?"\n  cpuinfer run --help'])
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """(exit code, one line)."""
+    if isinstance(error, CpuInferError):
+        code, message = USAGE_ERROR, str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        code, message = USAGE_ERROR, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        code, message = USAGE_ERROR, "out of memory"
+    else:
+        kind = type(error).__name__
+        code, message = INTERNAL_ERROR, f"internal: {kind}: {error} (CPUINFER_DEBUG=1 shows where)"
+    return code, "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+
+
+def _accept_any_text() -> None:
+    """Print models' text in UTF-8, or with replacements where a terminal has another encoding, but never fail on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter's own last flush of a broken pipe succeed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

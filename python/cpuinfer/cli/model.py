@@ -1,0 +1,38 @@
+"""Opening the model a command names, and the arguments that say how."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from cpuinfer.cli.terminal import dim
+
+if TYPE_CHECKING:
+    from cpuinfer.llm import LLM
+
+MODEL_HELP = "a GGUF file, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+
+
+def positive(text: str) -> int:
+    """An argument's value: an integer of at least 1."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least 1")
+    return value
+
+
+def open_model(spec: str | None, *, threads: int | None, context: int | None, isa: str | None) -> LLM:
+    """Find, if need be download, and load a model."""
+    from cpuinfer import store
+    from cpuinfer.llm import LLM
+
+    terminal = sys.stderr.isatty()
+    path = store.resolve(spec, progress=terminal)
+    if not terminal:
+        return LLM(path, threads=threads, context=context, isa=isa)
+    print(dim(f"loading {path.name} ...", sys.stderr), end="", file=sys.stderr, flush=True)
+    try:
+        return LLM(path, threads=threads, context=context, isa=isa)
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

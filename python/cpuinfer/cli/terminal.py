@@ -1,0 +1,28 @@
+"""What the commands share in writing to a terminal: sizes, dim remarks, text that cannot move the cursor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+
+def megabytes(size: int) -> str:
+    """A size in MB of a million bytes."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def printable(text: str) -> str:
+    """The text with control characters other than tab and newline shown as U+FFFD: models may emit escape codes."""
+    return "".join(c if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0") else "\ufffd" for c in text)
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text, dim where the stream is a terminal that may be coloured."""
+    styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[2m{text}\x1b[0m" if styled else text
+
+
+def remark(text: str) -> None:
+    """A dim line on standard error."""
+    print(dim(text, sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""Where models come from: turns a model spec into a file on this machine, fetching it when it is not here yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpuinfer.errors import InvalidRequest, ModelNotFound
+from cpuinfer.store import builtin, hub
+from cpuinfer.store.builtin import BUILTIN, DEFAULT, BuiltIn
+from cpuinfer.store.cache import cache_folder
+from cpuinfer.store.hub import HubSpec
+from cpuinfer.store.listing import StoredModel
+
+__all__ = [
+    "BUILTIN",
+    "DEFAULT",
+    "StoredModel",
+    "cache_folder",
+    "is_spec",
+    "list_models",
+    "pull",
+    "remove",
+    "resolve",
+]
+
+
+def resolve(spec: str | None, *, progress: bool) -> Path:
+    """The model file a spec names (None: the default model), fetched first if it is not on this machine.
+
+    With `progress`, one-line notices and, on a terminal, bars go to standard error; otherwise nothing is printed.
+    Raises ModelNotFound for a spec that names nothing, DownloadError when fetching fails.
+    """
+    return _locate(DEFAULT if spec is None else spec, progress=progress, fresh=False)
+
+
+def pull(spec: str, *, progress: bool) -> Path:
+    """As `resolve`, but for `hf:` asks the Hub for the newest revision even when an older one is in its cache."""
+    return _locate(spec, progress=progress, fresh=True)
+
+
+def is_spec(text: str) -> bool:
+    """Whether a command-line word is a model rather than a prompt: it names a file, or could only be a spec."""
+    if text in BUILTIN or text.startswith("hf:") or text.endswith(".gguf"):
+        return True
+    with _unusable_path_is_absent():
+        return bool(text) and Path(text).expanduser().is_file()
+    return False
+
+
+def list_models() -> list[StoredModel]:
+    """Models on this machine: fetched built-in ones, then the GGUF files in Hugging Face's cache."""
+    return [*builtin.stored(), *hub.stored()]
+
+
+def remove(spec: str) -> list[Path]:
+    """Delete a fetched model; returns the deleted files. Files outside the caches are never touched."""
+    parsed = _parse(spec)
+    if isinstance(parsed, Path):
+        raise InvalidRequest(f"{spec}: a file of your own, not one cpuinfer fetched: delete it yourself")
+    return builtin.remove(parsed) if isinstance(parsed, BuiltIn) else hub.remove(parsed)
+
+
+def _locate(spec: str, *, progress: bool, fresh: bool) -> Path:
+    parsed = _parse(spec)
+    if isinstance(parsed, BuiltIn):
+        return builtin.obtain(parsed, progress=progress)
+    if isinstance(parsed, HubSpec):
+        return hub.obtain(parsed, progress=progress, fresh=fresh)
+    return parsed
+
+
+def _parse(spec: str) -> BuiltIn | HubSpec | Path:
+    """A built-in name wins over a file of that name in the current folder: what the default runs must not vary."""
+    if spec in BUILTIN:
+        return BUILTIN[spec]
+    if spec.startswith("hf:"):
+        return HubSpec.parse(spec)
+    with _unusable_path_is_absent():
+        path = Path(spec).expanduser()
+        if spec and path.exists():
+            return path
+    if spec.endswith(".gguf") or spec.startswith(("./", "../", "/", "~")):
+        raise ModelNotFound(f"{spec}: no such file")
+    raise ModelNotFound(
+        f"{spec!r} is not a model: expected the path of a .gguf file, hf:owner/repo[:file-or-quant], "
+        f"or a built-in name ({', '.join(BUILTIN)})"
+    )
+
+
+@contextmanager
+def _unusable_path_is_absent() -> Iterator[None]:
+    """Text too long for a path, with a NUL, below an unreadable folder, or of an unknown `~user` names no file."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError):
+        return
