@@ -152,7 +152,7 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    assert main(["run", *sampling.split(), *more.split(), *"-c 64 -t 3 --isa avx2 --system Be".split(), "hi"]) == 0
+    assert main(["run", *sampling.split(), *more.split(), *["-c", "64", "-t", "3", "--isa", "avx2", "--system", "Be"], "hi"]) == 0
     assert opened[0].opened == {"spec": None, "threads": 3, "context": 64, "isa": "avx2"}
     assert opened[0].asked == [[{"role": "system", "content": "Be"}, {"role": "user", "content": "hi"}]]
     assert opened[0].params == [
@@ -173,7 +173,9 @@ def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
 
 
 def test_the_other_names_of_flags_mean_the_same(opened: list[FakeLLM]) -> None:
-    assert main(["run", "--n-predict", "5", "--temperature", "0", "--ctx-size", "9", "--sampler-order", "hf", "hi"]) == 0
+    assert (
+        main(["run", "--n-predict", "5", "--temperature", "0", "--ctx-size", "9", "--sampler-order", "hf", "hi"]) == 0
+    )
     assert opened[0].opened["context"] == 9
     assert opened[0].params == [cpuinfer.SamplingParams(max_tokens=5, temperature=0, order="hf")]
 
@@ -188,9 +190,7 @@ def test_raw_continues_the_prompt_itself(opened: list[FakeLLM]) -> None:
     assert opened[0].asked == ["Once upon"]
 
 
-def test_json_is_one_object_with_the_whole_answer(
-    opened: list[FakeLLM], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_one_object_with_the_whole_answer(opened: list[FakeLLM], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--json", "größe"]) == 0
     assert opened
     printed = capsys.readouterr()

@@ -106,9 +106,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_text(llm: LLM) -> None:
     whole = llm.generate("Why", GREEDY)
     token = whole.token_ids[5]
     first = whole.token_ids.index(token)
-    cut = llm.generate(
-        "Why", SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[token])
-    )
+    cut = llm.generate("Why", SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[token]))
     assert cut.finish_reason == "stop"
     assert cut.token_ids == whole.token_ids[: first + 1]
     assert cut.text == llm.tokenizer.decode(whole.token_ids[:first], skip_special=True)

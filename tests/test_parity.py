@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_gguf import write_tiny_llama
 
 from cpuinfer import _core, loader
 from cpuinfer.graph import Attention, Embed, Glu, Linears, Value
 from cpuinfer.loader import Blueprint
 from cpuinfer.reference import Reference, quantisation_step, rotate
+from tiny_gguf import write_tiny_llama
 
 Array = npt.NDArray[np.float64]
 UNIT = 2.0**-24  # half the spacing of fp32 at 1: the most a rounding adds, relatively
@@ -230,9 +230,7 @@ def test_scores_are_the_log_softmax_of_the_logits(model: Blueprint, tokens: list
         (lambda _: [], "0 rows"),
     ],
 )
-def test_a_bad_step_is_refused_and_moves_nothing(
-    model: Blueprint, feeds: Callable[[int], list], message: str
-) -> None:
+def test_a_bad_step_is_refused_and_moves_nothing(model: Blueprint, feeds: Callable[[int], list], message: str) -> None:
     session = make_session(model)
     sequence = session.open()
     with pytest.raises(ValueError, match=message):

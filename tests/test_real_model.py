@@ -111,8 +111,10 @@ def test_quantised_text_is_as_likely_as_under_the_oracle(llm: LLM, weights: dict
     text = "The sun rose over the hills, and the village slowly came to life. Farmers led their cattle to the fields."
     score = llm.score(text)
     rows = Reference(llm.graph, functools.partial(dict.__getitem__, weights)).logits(score.token_ids)
-    rows = rows - np.log(np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)) - rows.max(
-        axis=1, keepdims=True
+    rows = (
+        rows
+        - np.log(np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        - rows.max(axis=1, keepdims=True)
     )
     expected = rows[np.arange(len(rows) - 1), score.token_ids[1:]].mean()
     found = score.total / (len(rows) - 1)

@@ -15,6 +15,7 @@ namespace {
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 using TokenArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using Released = py::call_guard<py::gil_scoped_release>;  // what may wait for a running step
 using MatrixList = std::vector<std::shared_ptr<PackedMatrix>>;
 
 template <typename T, int flags>
@@ -131,9 +132,9 @@ void bind_runtime(py::module_& m) {
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
            py::arg("context"), py::arg("cache_pages"), py::arg("keep_values") = false)
-      .def("open", &Session::open, py::arg("sampler") = nullptr)
-      .def("close", &Session::close)
-      .def("length", &Session::length)
+      .def("open", &Session::open, py::arg("sampler") = nullptr, Released())
+      .def("close", &Session::close, Released())
+      .def("length", &Session::length, Released())
       .def("step", &step)
       .def("cancel", &Session::cancel)
       .def("value", &read_value)

@@ -1,7 +1,15 @@
 """Types of the native core."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+from cpuinfer.formats.canonical import Layout
+from cpuinfer.request import Want
+
+# Files
 
 def gguf_tensor_types() -> list[tuple[int, str, int, int]]: ...
 
@@ -14,5 +22,124 @@ class Gguf:
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int, int]]: ...
     def read_rows(self, name: str, begin: int, end: int, out: npt.NDArray[np.uint8]) -> None: ...
 
+# The machine
+
 def cpu_features() -> dict[str, str | list[str]]: ...
 def read_bandwidth(bytes: int, threads: int, seconds: float = 0.3) -> float: ...
+
+# Kernels
+
+def kernel_sets() -> list[dict[str, Any]]: ...
+def select_kernels(name: str | None = None) -> str: ...
+
+class PackedMatrix:
+    def __init__(self, encoding: Layout, n: int, k: int, zero: int = 0, has_bias: bool = False) -> None: ...
+    def set_integer_rows(
+        self,
+        row: int,
+        codes: npt.NDArray[np.uint8],
+        scale: npt.NDArray[np.float16],
+        bias: npt.NDArray[np.float16] | None = None,
+    ) -> None: ...
+    def set_float_rows(self, row: int, values: npt.NDArray[Any]) -> None: ...
+    def read_row(self, row: int) -> npt.NDArray[np.float32]: ...
+    @property
+    def encoding(self) -> Layout: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def zero(self) -> int: ...
+    @property
+    def has_bias(self) -> bool: ...
+    @property
+    def bytes(self) -> int: ...
+
+def matmul(matrix: PackedMatrix, x: npt.NDArray[np.float32], isa: str | None = None) -> npt.NDArray[np.float32]: ...
+def quantize_rows(
+    x: npt.NDArray[np.float32], isa: str | None = None
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
+
+# Sampling
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        presence_penalty: float = ...,
+        frequency_penalty: float = ...,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        seed: int = ...,
+        order: Sequence[str] = ...,
+        logprobs: int = ...,
+    ) -> None: ...
+    def see_prompt(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> None: ...
+    def sample(self, logits: npt.NDArray[np.float32]) -> tuple[int, float | None, list[tuple[int, float]] | None]: ...
+
+def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]: ...
+
+# Running
+
+class Program:
+    def __init__(self, *, inverse_frequency: Sequence[float], interleaved: bool) -> None: ...
+    def embed(self, name: str, table: PackedMatrix) -> int: ...
+    def linears(
+        self,
+        name: str,
+        x: int,
+        norm: npt.NDArray[np.float32] | None,
+        eps: float,
+        weights: Sequence[PackedMatrix],
+        residual: int | None,
+    ) -> list[int]: ...
+    def glu(
+        self,
+        name: str,
+        x: int,
+        norm: npt.NDArray[np.float32] | None,
+        eps: float,
+        gate: PackedMatrix,
+        up: PackedMatrix,
+    ) -> int: ...
+    def attention(
+        self, name: str, q: int, k: int, v: int, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+    ) -> int: ...
+
+class Session:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        isa: str = "",
+        threads: int,
+        batch: int,
+        context: int,
+        cache_pages: int,
+        keep_values: bool = False,
+    ) -> None: ...
+    def open(self, sampler: Sampler | None = None) -> int: ...
+    def close(self, sequence: int) -> None: ...
+    def length(self, sequence: int) -> int: ...
+    def step(self, feeds: Sequence[tuple[int, Sequence[int], Want, Sequence[int] | None]]) -> list[Any]: ...
+    def cancel(self) -> None: ...
+    def value(self, id: int, rows: int) -> npt.NDArray[np.float32]: ...
+    def dump(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def pages_used(self) -> int: ...

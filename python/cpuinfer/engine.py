@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cpuinfer.errors import Cancelled, ContextFull
-from cpuinfer.request import Feed, Request
+from cpuinfer.request import NO_SEQUENCE, Feed, Request
 
 if TYPE_CHECKING:
     from cpuinfer import _core
@@ -133,8 +133,8 @@ class Engine:
                 request.finish_cancelled()
         self._waiting = deque(request for request in self._waiting if not (request.done or request.dropped))
         for request in self._active:
-            if (request.done or request.dropped) and request.sequence is not None:
+            if (request.done or request.dropped) and request.sequence != NO_SEQUENCE:
                 self._session.close(request.sequence)
                 self._free_pages += request.pages
-                request.sequence = None
-        self._active = [request for request in self._active if request.sequence is not None]
+                request.sequence = NO_SEQUENCE
+        self._active = [request for request in self._active if request.sequence != NO_SEQUENCE]

@@ -98,8 +98,10 @@ class LLM:
         """Whether the file says how to write a conversation."""
         return self._template is not None
 
-    @overload
-    def generate(self, prompts: Prompt, params: SamplingParams | None = None) -> Completion: ...
+    @overload  # a str is a sequence of str too: the first signature wins
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, params: SamplingParams | None = None
+    ) -> Completion: ...
     @overload
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]: ...
     def generate(
@@ -141,7 +143,7 @@ class LLM:
         return self._stream(self._encode_chat(messages, tools), params)
 
     @overload
-    def score(self, texts: str) -> Score: ...
+    def score(self, texts: str) -> Score: ...  # type: ignore[overload-overlap]
     @overload
     def score(self, texts: Sequence[Prompt]) -> list[Score]: ...
     def score(self, texts: str | Sequence[Prompt]) -> Score | list[Score]:
@@ -167,8 +169,9 @@ class LLM:
 
     def close(self) -> None:
         """Free the weights and threads.  The LLM cannot be used after."""
-        self._engine = None
-        self._session = None
+        if self._engine is not None:
+            self._engine = None
+            del self._session
 
     def __enter__(self) -> LLM:
         return self

@@ -31,8 +31,8 @@ class Reference:
     """Runs a graph on one sequence, all positions at once.
 
     `weight(name)` gives a tensor as floats, in the shape the graph knows.  `activation(x, weight name)` alters what a
-    linear reads, to model the quantisation of activations; the default leaves it exact.  `dtype` float32 halves the time
-    where rough numbers will do.
+    linear reads, to model the quantisation of activations; the default leaves it exact.  `dtype` float32 halves
+    the time where rough numbers will do.
     """
 
     def __init__(
@@ -88,10 +88,13 @@ class Reference:
         if norm is None:
             return x
         rms = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm.eps)
-        return x / rms * np.asarray(self._weight(norm.weight), dtype=self._dtype)
+        normed: Array = x / rms * np.asarray(self._weight(norm.weight), dtype=self._dtype)
+        return normed
 
     def _multiply(self, x: Array, name: str) -> Array:
-        return self._activation(x, name).astype(self._dtype, copy=False) @ np.asarray(self._weight(name), dtype=self._dtype).T
+        weight = np.asarray(self._weight(name), dtype=self._dtype)
+        product: Array = self._activation(x, name).astype(self._dtype, copy=False) @ weight.T
+        return product
 
 
 def rotate(x: Array, rope: Rope) -> Array:
@@ -102,7 +105,7 @@ def rotate(x: Array, rope: Rope) -> Array:
     first = slice(0, rope.dims, 2) if rope.layout == "interleaved" else slice(0, pairs)
     second = slice(1, rope.dims, 2) if rope.layout == "interleaved" else slice(pairs, rope.dims)
     a, b = x[..., first], x[..., second]
-    out = x.copy()
+    out: Array = x.copy()
     out[..., first], out[..., second] = a * cosine - b * sine, a * sine + b * cosine
     return out
 
@@ -120,7 +123,8 @@ def attend(op: Attention, q: Array, k: Array, v: Array) -> Array:
     scores = np.where(np.tri(n, dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", weights, np.repeat(v, group, axis=1)).reshape(n, -1)
+    mixed: Array = np.einsum("hqk,khd->qhd", weights, np.repeat(v, group, axis=1))
+    return mixed.reshape(n, -1)
 
 
 def _inputs(op: Op) -> list[Value]:

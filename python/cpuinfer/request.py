@@ -31,6 +31,10 @@ class Feed:
     targets: Sequence[int] | None = None
 
 
+NO_SEQUENCE = -1
+"""Not admitted yet, or no longer."""
+
+
 class Request:
     """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
 
@@ -40,7 +44,7 @@ class Request:
         self.prompt = list(prompt)
         self.fed = 0
         """Tokens the sequence holds."""
-        self.sequence: int | None = None
+        self.sequence: int = NO_SEQUENCE
         self.pages = 0
         """Cache pages set aside for it."""
         self.done = False

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cpuinfer.errors import InvalidRequest
 
@@ -136,9 +136,9 @@ class SamplingParams:
         """The texts that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def native_options(self, seed: int) -> dict[str, object]:
+    def native_options(self, seed: int) -> dict[str, Any]:
         """The arguments of the native sampler, its vocabulary excepted; `seed` is the one drawn if none was given."""
-        options: dict[str, object] = {name: float(getattr(self, name)) for name in _NUMBERS}
+        options: dict[str, Any] = {name: float(getattr(self, name)) for name in _NUMBERS}
         options["top_k"] = int(self.top_k)
         options["logit_bias"] = [(int(token), float(bias)) for token, bias in self.logit_bias.items()]
         options["seed"] = seed

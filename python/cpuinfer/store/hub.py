@@ -77,8 +77,8 @@ def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
 def stored() -> list[StoredModel]:
     """The complete GGUF models in the Hub's cache: of each, the newest revision."""
     try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
+        hub = _library()
+    except DownloadError:
         return []
     found: dict[str, StoredModel] = {}
     for snapshot in _snapshots(hub, None):
@@ -111,7 +111,10 @@ def remove(spec: HubSpec) -> list[Path]:
 
 def _library() -> Any:
     try:
-        return importlib.import_module("huggingface_hub")
+        hub = importlib.import_module("huggingface_hub")
+        for part in ("constants", "utils"):  # makes them attributes of the package
+            importlib.import_module(f"huggingface_hub.{part}")
+        return hub
     except ImportError as error:
         raise DownloadError("hf: models need huggingface_hub: run pip install 'cpuinfer[hub]'") from error
 
