@@ -42,11 +42,8 @@ def read(path: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> dict[str, object]:
-    path = os.environ.get("CPUINFER_TEST_MODEL")
-    if not path or not Path(path).is_file():
-        pytest.skip("CPUINFER_TEST_MODEL does not name SmolLM2-135M-Instruct.Q4_1.gguf")
-    return read(Path(path))
+def smollm2(real_model: Path) -> dict[str, object]:
+    return read(real_model)
 
 
 # -------------------------------------------------------------------------------------------------------- encoding

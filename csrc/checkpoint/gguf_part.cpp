@@ -235,31 +235,19 @@ GgufScalar GgufPart::scalar(const GgufValue& value) const {
     return number;
   };
   switch (value.type) {
-    case GgufType::kUint8:
-      return uint64_t{as(uint8_t{})};
-    case GgufType::kInt8:
-      return int64_t{as(int8_t{})};
-    case GgufType::kUint16:
-      return uint64_t{as(uint16_t{})};
-    case GgufType::kInt16:
-      return int64_t{as(int16_t{})};
-    case GgufType::kUint32:
-      return uint64_t{as(uint32_t{})};
-    case GgufType::kInt32:
-      return int64_t{as(int32_t{})};
-    case GgufType::kUint64:
-      return as(uint64_t{});
-    case GgufType::kInt64:
-      return as(int64_t{});
-    case GgufType::kFloat32:
-      return double{as(float{})};
-    case GgufType::kFloat64:
-      return as(double{});
-    case GgufType::kBool:
-      return as(uint8_t{}) != 0;
+    case GgufType::kUint8: return uint64_t{as(uint8_t{})};
+    case GgufType::kInt8: return int64_t{as(int8_t{})};
+    case GgufType::kUint16: return uint64_t{as(uint16_t{})};
+    case GgufType::kInt16: return int64_t{as(int16_t{})};
+    case GgufType::kUint32: return uint64_t{as(uint32_t{})};
+    case GgufType::kInt32: return int64_t{as(int32_t{})};
+    case GgufType::kUint64: return as(uint64_t{});
+    case GgufType::kInt64: return as(int64_t{});
+    case GgufType::kFloat32: return double{as(float{})};
+    case GgufType::kFloat64: return as(double{});
+    case GgufType::kBool: return as(uint8_t{}) != 0;
     case GgufType::kString:
-    case GgufType::kArray:
-      break;
+    case GgufType::kArray: break;
   }
   throw error("key " + printable(value.key), "is " + describe(value) + ", expected a number");
 }

@@ -100,18 +100,12 @@ const CpuInfo& cpu_info() {
 
 const char* feature_name(CpuFeature feature) {
   switch (feature) {
-    case kCpuBaseline:
-      return "baseline";
-    case kCpuAvx2:
-      return "avx2";
-    case kCpuAvxVnni:
-      return "avx_vnni";
-    case kCpuAvx512:
-      return "avx512";
-    case kCpuAvx512Vnni:
-      return "avx512_vnni";
-    case kCpuAmxInt8:
-      return "amx_int8";
+    case kCpuBaseline: return "baseline";
+    case kCpuAvx2: return "avx2";
+    case kCpuAvxVnni: return "avx_vnni";
+    case kCpuAvx512: return "avx512";
+    case kCpuAvx512Vnni: return "avx512_vnni";
+    case kCpuAmxInt8: return "amx_int8";
   }
   return "unknown";
 }

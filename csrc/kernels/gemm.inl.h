@@ -32,7 +32,7 @@ inline void in_blocks(int rows, const Body& body) {
 template <int kRows>
 inline void store_panel(const Gemm& g, int64_t panel, int first_row, const Part (&y)[kRows][kParts]) {
   for (int r = 0; r < kRows; ++r) {
-    float* out = g.y + (first_row + r) * g.ldy + panel * kLanes;
+    float* out = g.y + (first_row + r) * g.ldy + (panel - g.panel_begin) * kLanes;
     for (int p = 0; p < kParts; ++p) store(out + p * kPartLanes, y[r][p]);
   }
 }
@@ -159,11 +159,8 @@ void gemm_int8(const Gemm& g) { integer_panels<ByteDot, false>(g); }
 
 void gemm_float(const Gemm& g) {
   switch (g.w->encoding) {
-    case Encoding::kF16:
-      return float_panels<HalfBits>(g);
-    case Encoding::kBF16:
-      return float_panels<BFloatBits>(g);
-    default:
-      return float_panels<float>(g);
+    case Encoding::kF16: return float_panels<HalfBits>(g);
+    case Encoding::kBF16: return float_panels<BFloatBits>(g);
+    default: return float_panels<float>(g);
   }
 }

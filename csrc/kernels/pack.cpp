@@ -23,15 +23,11 @@ bool is_integer(Encoding encoding) { return encoding == Encoding::kInt4 || encod
 // Bytes of one row's share of a panel.
 int64_t row_bytes(Encoding encoding, int64_t k) {
   switch (encoding) {
-    case Encoding::kInt4:
-      return k / 2;
-    case Encoding::kInt8:
-      return k;
+    case Encoding::kInt4: return k / 2;
+    case Encoding::kInt8: return k;
     case Encoding::kF16:
-    case Encoding::kBF16:
-      return k * 2;
-    case Encoding::kF32:
-      break;
+    case Encoding::kBF16: return k * 2;
+    case Encoding::kF32: break;
   }
   return k * 4;
 }
@@ -168,15 +164,11 @@ void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
         out[i] = std::fma(half_to_float(view_.scale[at]), static_cast<float>(code(i) - view_.zero), bias);
         break;
       }
-      case Encoding::kF16:
-        out[i] = half_to_float(codes_.as<uint16_t>()[element(i)]);
-        break;
+      case Encoding::kF16: out[i] = half_to_float(codes_.as<uint16_t>()[element(i)]); break;
       case Encoding::kBF16:
         out[i] = std::bit_cast<float>(static_cast<uint32_t>(codes_.as<uint16_t>()[element(i)]) << 16);
         break;
-      case Encoding::kF32:
-        out[i] = codes_.as<float>()[element(i)];
-        break;
+      case Encoding::kF32: out[i] = codes_.as<float>()[element(i)]; break;
     }
   }
 }

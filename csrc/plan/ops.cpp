@@ -155,12 +155,12 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
     const int64_t lanes = (end - begin) * kLanes;
     for (int64_t row = first_row; row < std::min(rows, first_row + row_block); row += kTileRows) {
       const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
-      float* y = out + row * ldy;
+      float* y = out + row * ldy + begin * kLanes;
       if (glu) {
-        multiply(*op.weights[0], begin, end, row, count, tile - begin * kLanes, kPanelsPerItem * kLanes);
+        multiply(*op.weights[0], begin, end, row, count, tile, kPanelsPerItem * kLanes);
         multiply(*op.weights[1], begin, end, row, count, y, ldy);
         for (int r = 0; r < count; ++r) {
-          kernels_.silu_mul(tile + r * kPanelsPerItem * kLanes, lanes, y + r * ldy + begin * kLanes);
+          kernels_.silu_mul(tile + r * kPanelsPerItem * kLanes, lanes, y + r * ldy);
         }
         continue;
       }
@@ -168,7 +168,7 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
       if (op.residual == kNoValue) continue;
       for (int r = 0; r < count; ++r) {
         const float* residual = mutable_value(op.residual) + (row + r) * padded_width(op.residual);
-        kernels_.add(residual + begin * kLanes, lanes, y + r * ldy + begin * kLanes);
+        kernels_.add(residual + begin * kLanes, lanes, y + r * ldy);
       }
     }
   }

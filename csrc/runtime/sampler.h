@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -10,6 +11,9 @@
 namespace cpuinfer {
 
 enum class Stage : uint8_t { kPenalties, kTopK, kTopP, kMinP, kTemperature };
+
+inline constexpr Stage kDefaultOrder[] = {Stage::kPenalties, Stage::kTopK, Stage::kTopP, Stage::kMinP,
+                                          Stage::kTemperature};
 
 // The ranges are checked by the constructor; python/cpuinfer/sampling.py says what each field means.
 struct SamplerOptions {
@@ -22,7 +26,7 @@ struct SamplerOptions {
   double frequency_penalty = 0;
   std::vector<std::pair<int32_t, float>> logit_bias;
   uint64_t seed = 0;
-  std::vector<Stage> order = {Stage::kPenalties, Stage::kTopK, Stage::kTopP, Stage::kMinP, Stage::kTemperature};
+  std::vector<Stage> order{std::begin(kDefaultOrder), std::end(kDefaultOrder)};
   int32_t logprobs = -1;  // -1: none; k >= 0: of the token chosen and of the k likeliest
 };
 
