@@ -1,12 +1,15 @@
-// Measures read bandwidth with plain 64-bit loads: enough of them in flight to saturate memory on any x86-64.
+// Measures read bandwidth with loads of the baseline instruction set: enough of them in flight to saturate memory.
 #include "core/bandwidth.h"
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
+#include "core/buffer.h"
 #include "core/error.h"
 #include "core/worker_team.h"
 
@@ -17,8 +20,10 @@ namespace {
 constexpr int64_t kLeastShare = 4096;              // bytes a thread
 constexpr int64_t kPassBytes = int64_t{64} << 20;  // some milliseconds: the barriers around cost little
 constexpr int kLeastPasses = 3;
-constexpr int64_t kSums = 16;                                      // independent, so that no load waits for an addition
-constexpr int64_t kWord = static_cast<int64_t>(sizeof(uint64_t));  // bytes
+constexpr int64_t kSums = 8;  // independent, so that no load waits for an addition
+
+using Vector = uint64_t __attribute__((vector_size(16)));
+constexpr int64_t kBlock = kSums * static_cast<int64_t>(sizeof(Vector));  // bytes
 
 using Clock = std::chrono::steady_clock;
 
@@ -32,38 +37,55 @@ void check(int64_t bytes, int threads, double seconds) {
                                               " threads, expected at least " + std::to_string(kLeastShare) + " each");
 }
 
-// Reads `count` words, a multiple of kSums.
-void read_words(const uint64_t* words, int64_t count) noexcept {
-  uint64_t sums[kSums] = {};
-  for (int64_t i = 0; i < count; i += kSums) {
-    for (int64_t lane = 0; lane < kSums; ++lane) sums[lane] += words[i + lane];
+// Reads `bytes` bytes, a multiple of kBlock.
+void read_all(const Vector* data, int64_t bytes) noexcept {
+  Vector sums[kSums] = {};
+  for (const Vector* end = data + bytes / static_cast<int64_t>(sizeof(Vector)); data < end; data += kSums) {
+    for (int64_t lane = 0; lane < kSums; ++lane) sums[lane] += data[lane];
   }
-  uint64_t sum = 0;
-  for (const uint64_t lane : sums) sum += lane;
-  asm volatile("" : : "r"(sum) : "memory");  // the sum is used, and the next sweep must read again
+  uint64_t total = 0;
+  for (const Vector& sum : sums) total += sum[0] + sum[1];
+  asm volatile("" : : "r"(total) : "memory");  // the total is used, and the next sweep must read again
+}
+
+// A share for each thread, of the memory that weights live in (Buffer asks for huge pages).  Each thread allocates and
+// writes its own: the kernel then gives it memory near the thread.
+std::vector<Buffer> allocate(WorkerTeam& team, int64_t share) {
+  const int64_t bytes = share * team.size();
+  const Error refusal(Fault::kMemory, "a working set of " + std::to_string(bytes) + " bytes cannot be allocated");
+  // Promised memory that does not exist is refused here: taking it up would end the process.
+  if (bytes / sysconf(_SC_PAGESIZE) > sysconf(_SC_PHYS_PAGES)) throw refusal;
+  std::vector<Buffer> shares(static_cast<std::size_t>(team.size()));
+  auto body = [&](int worker) noexcept {
+    try {
+      shares[static_cast<std::size_t>(worker)] = Buffer(static_cast<std::size_t>(share));
+    } catch (const std::bad_alloc&) {  // the share stays empty
+    }
+  };
+  team.run(body);
+  for (const Buffer& buffer : shares) {
+    if (buffer.bytes() == 0) throw refusal;
+  }
+  return shares;
 }
 
 }  // namespace
 
 double read_bandwidth(int64_t bytes, int threads, double seconds) {
   check(bytes, threads, seconds);
-  const int64_t share = bytes / threads / kWord / kSums * kSums;  // words a thread
-  const int64_t total = share * threads * kWord;
-  const std::unique_ptr<uint64_t[]> words(new (std::nothrow) uint64_t[static_cast<std::size_t>(share * threads)]);
-  if (!words) throw Error(Fault::kMemory, "a working set of " + std::to_string(bytes) + " bytes cannot be allocated");
-
   WorkerTeam team(threads);
-  // Each thread writes its share first: the kernel then gives it memory near the thread.
-  auto fill = [&](int worker) noexcept { std::fill_n(words.get() + worker * share, share, uint64_t{1}); };
-  team.run(fill);
+  const int64_t share = bytes / threads / kBlock * kBlock;
+  const int64_t total = share * threads;
+  const std::vector<Buffer> shares = allocate(team, share);
 
   const int64_t sweeps = std::max<int64_t>(1, kPassBytes / total);
   Clock::duration pass{};
   auto read = [&](int worker) noexcept {
+    const Vector* data = shares[static_cast<std::size_t>(worker)].as<Vector>();
     team.barrier();
     const auto start = Clock::now();
     team.barrier();  // nobody reads before the clock of worker 0 runs: it may lose its processor in between
-    for (int64_t i = 0; i < sweeps; ++i) read_words(words.get() + worker * share, share);
+    for (int64_t i = 0; i < sweeps; ++i) read_all(data, share);
     team.barrier();
     if (worker == 0) pass = Clock::now() - start;
   };
