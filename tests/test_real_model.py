@@ -16,7 +16,7 @@ from cpuinfer import LLM, SamplingParams, _core, loader
 from cpuinfer.reference import Reference, quantisation_step
 
 Array = npt.NDArray[np.float64]
-DRAWS = 6
+DRAWS = 4
 SIGMAS = 6
 """Of a normal deviate, exceeded once in 5e8: with some 4e7 logits compared, once in ten runs of other prompts."""
 
