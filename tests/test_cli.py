@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,7 +86,7 @@ def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[by
 
 def environment() -> dict[str, str]:
     folders = [str(Path(__file__).parent), str(Path(cpuinfer.__file__).parents[1])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "latin-1"}
 
 
 FAKE_RUN = """
@@ -112,6 +113,7 @@ sys.exit(main(["run", "-m", "fake.gguf", *sys.argv[1:]]))
         (["x.gguf", "--temp", "0", "hello"], "x.gguf", "hello"),
         (["--prompt=-x"], None, "-x"),
         (["--", "-x"], None, "-x"),
+        (["-m", "x.gguf", "-n", "9", "--", "-x"], "x.gguf", "-x"),
     ],
 )
 def test_run_tells_the_model_from_the_prompt(
@@ -152,7 +154,8 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    assert main(["run", *sampling.split(), *more.split(), *["-c", "64", "-t", "3", "--isa", "avx2", "--system", "Be"], "hi"]) == 0
+    machine = "-c 64 -t 3 --isa avx2"
+    assert main(["run", *f"{sampling} {more} {machine} --system Be hi".split()]) == 0
     assert opened[0].opened == {"spec": None, "threads": 3, "context": 64, "isa": "avx2"}
     assert opened[0].asked == [[{"role": "system", "content": "Be"}, {"role": "user", "content": "hi"}]]
     assert opened[0].params == [
@@ -324,7 +327,7 @@ def test_ctrl_c_stops_a_one_shot_answer() -> None:
         rest, errors = process.stdout.read(), process.stderr.read()
         assert process.wait(60) == 130
     assert (start + rest).startswith(b"You said: forever more")
-    assert rest.endswith(b"more\n")
+    assert (start + rest).endswith(b"more\n")
     assert errors == b""
 
 
@@ -378,6 +381,24 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for command in ("run", "pull", "list, ls", "rm", "show", "bench", "doctor"):
         assert f"\n  {command} " in printed
+
+
+def test_pull_list_and_rm_speak_to_the_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SimpleNamespace(name="tiny", path=Path("/cache/tiny.gguf"), size_bytes=1_500_000, source="pip")
+    store = SimpleNamespace(
+        pull=lambda spec, *, progress: Path(f"/cache/{spec}.gguf"),  # noqa: ARG005
+        list_models=lambda: [model],
+        remove=lambda spec: [Path(f"/cache/{spec}.gguf")],
+    )
+    monkeypatch.setattr(cpuinfer, "store", store, raising=False)
+    for arguments in (["pull", "tiny"], ["ls"], ["rm", "tiny"]):
+        assert main(arguments) == 0
+    pulled, _, row, removed = capsys.readouterr().out.splitlines()
+    assert pulled == "/cache/tiny.gguf"
+    assert row.split() == ["tiny", "1.5", "MB", "pip", "/cache/tiny.gguf"]
+    assert removed == "deleted /cache/tiny.gguf"
 
 
 @pytest.mark.usefixtures("opened")

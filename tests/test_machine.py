@@ -122,13 +122,13 @@ def test_a_group_outside_of_what_is_mounted_counts_as_the_mount(fake: FakeMachin
     assert fake.threads() == 2
 
 
-@pytest.mark.parametrize("mounted", ["/", "/docker/box"])
+@pytest.mark.parametrize(("mounted", "inside"), [("/", "docker/box"), ("/docker", "box"), ("/docker/box", ".")])
 def test_a_version_1_quota_is_read_whether_the_mount_shows_all_or_the_container_alone(
-    fake: FakeMachine, mounted: str
+    fake: FakeMachine, mounted: str, inside: str
 ) -> None:
     fake.write("proc/self/cgroup", "4:memory:/docker/box\n3:cpu,cpuacct:/docker/box\n1:name=systemd:/docker/box")
     fake.write("proc/self/mountinfo", V1_MOUNTS.format(mounted))
-    folder = "sys/fs/cgroup/cpu,cpuacct/" + ("docker/box" if mounted == "/" else ".")
+    folder = f"sys/fs/cgroup/cpu,cpuacct/{inside}"
     fake.write(f"{folder}/cpu.cfs_quota_us", 250000)
     fake.write(f"{folder}/cpu.cfs_period_us", 50000)
     assert fake.threads() == 5
@@ -190,6 +190,8 @@ def test_threads_of_a_core_count_once_and_only_within_the_affinity(fake: FakeMac
     assert machine.default_threads(fake.root) == machine.ThreadChoice(
         3, "3: 3 physical performance cores, affinity 5, no cgroup quota"
     )
+    found = machine.topology.physical_cores(fake.root, frozenset({0, 8, 2}))
+    assert found == {frozenset({0, 8}), frozenset({2})}
 
 
 def test_with_no_files_at_all_the_affinity_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

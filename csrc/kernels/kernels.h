@@ -52,7 +52,7 @@ struct Gemm {
   const float* x;           // for float weights: fp32 [rows][ldx]
   int64_t ldx;
   int rows;  // 1 .. kTileRows
-  float* y;  // fp32 [rows][ldy]; a panel writes its 16 lanes, so rows are padded to 16
+  float* y;  // fp32 [rows][ldy], where row 16 * panel_begin of w begins; panels write all their 16 lanes
   int64_t ldy;
 };
 

@@ -98,7 +98,7 @@ std::vector<float> product(const KernelSet& set, const Weights& w, const Quantiz
   const auto kernel = w.encoding == Encoding::kInt4   ? set.gemm_int4
                       : w.encoding == Encoding::kInt8 ? set.gemm_int8
                                                       : set.gemm_float;
-  kernel({&w, panels - 1, panels, q, x, w.k, rows, y.data(), ldy});
+  kernel({&w, panels - 1, panels, q, x, w.k, rows, y.data() + (panels - 1) * kLanes, ldy});
   for (int64_t i = 0; i < rows * ldy; ++i) {
     if (i % ldy < (panels - 1) * kLanes) CHECK(untouched(y[static_cast<std::size_t>(i)]));
   }

@@ -11,12 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cpuinfer import __version__
 from cpuinfer.errors import CpuInferError
 
-COMMANDS = ("run", "pull", "list", "rm", "show", "bench", "doctor")
+COMMANDS = {
+    "run": "run",
+    "pull": "pull",
+    "list": "listing",  # a submodule named list would hide the builtin here
+    "rm": "rm",
+    "show": "show",
+    "bench": "bench",
+    "doctor": "doctor",
+}
+"""Name: module."""
 ALIASES = {"ls": "list"}
 
 USAGE_ERROR, INTERNAL_ERROR = 2, 1
@@ -63,10 +72,12 @@ def _dispatch(argv: list[str]) -> int:
     name = ALIASES.get(argv[0], argv[0]) if argv else ""
     try:
         if name in COMMANDS:
-            command = import_module(f"cpuinfer.cli.{name}")
+            command = _module(name)
             parser = Parser(f"cpuinfer {name}", command.HELP)
             command.add_arguments(parser)
-            return int(command.run(parser.parse_intermixed_args(argv[1:])))
+            # Intermixed, so that flags may stand between positionals; it does not know "--".
+            parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
+            return int(command.run(parse(argv[1:])))
         if name and not name.startswith("-"):
             raise UsageError(f"no command {name!r}, expected one of {', '.join(COMMANDS)}")
         parser = Parser("cpuinfer", "Run language models on the CPU you already own.")
@@ -82,12 +93,16 @@ def _dispatch(argv: list[str]) -> int:
         return int(done.code or 0)
 
 
+def _module(name: str) -> Any:
+    return import_module(f"cpuinfer.cli.{COMMANDS[name]}")
+
+
 def _overview() -> str:
     aliases = {name: alias for alias, name in ALIASES.items()}
     lines = ["commands:"]
     for name in COMMANDS:
         title = f"{name}, {aliases[name]}" if name in aliases else name
-        lines.append(f"  {title:<10} {import_module(f'cpuinfer.cli.{name}').HELP}")
+        lines.append(f"  {title:<10} {_module(name).HELP}")
     return "\n".join([*lines, "", 'examples:\n  cpuinfer run "Why is the sky blue?"\n  cpuinfer run --help'])
 
 

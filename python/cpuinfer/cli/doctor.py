@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict, cast
 
+from cpuinfer.cli.terminal import printable
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -198,8 +199,7 @@ def _table(title: str, *, headed: bool) -> Table:
 def _print_rows(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
     table = _table(title, headed=False)
     for name, value in rows:
-        # A file's name is no markup and moves no cursor.
-        table.add_row(name, "".join(c if c.isprintable() else "\ufffd" for c in value))
+        table.add_row(name, printable(value))  # the name of a model comes from its file
     console.print(table)
 
 
@@ -232,7 +232,7 @@ def _print_bandwidths(console: Console, report: Report) -> None:
     """A row a working set, a column a number of threads."""
     counts = sorted({found.threads for found in report.bandwidths})
     table = _table("memory read, GB/s", headed=True)
-    for column in ("working set", "size", *(f"{count} thread{'s' if count > 1 else ''}" for count in counts)):
+    for column in ("working set", "size", *(_threads(count) for count in counts)):
         table.add_column(column, justify="left" if column == "working set" else "right")
     for label in dict.fromkeys(found.label for found in report.bandwidths):
         row = {found.threads: found for found in report.bandwidths if found.label == label}
@@ -246,11 +246,15 @@ def _roof_rows(roof: Roof) -> Iterable[tuple[str, str]]:
     yield "name", roof.model
     yield "weights", _size(roof.weights)
     yield "read per token", _size(roof.bytes_per_token)
-    yield "read with", f"{roof.bandwidth.threads} threads at {speed}, measured on {_size(roof.bandwidth.bytes)}"
+    yield "read with", f"{_threads(roof.bandwidth.threads)} at {speed}, measured on {_size(roof.bandwidth.bytes)}"
     yield "roof", f"{roof.tokens_per_second:.1f} tokens/s"
     if roof.achieved is not None:
         share = roof.achieved / roof.tokens_per_second
         yield "achieved", f"{roof.achieved:.1f} tokens/s, {share:.0%} of the roof ({ACHIEVED_TOKENS} tokens decoded)"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _size(count: int) -> str:
