@@ -150,7 +150,6 @@ def test_cached_models_are_listed_by_specs_that_resolve_to_them_until_removed() 
 
 def test_contents_that_another_cached_file_shares_stay(fake: FakeHub) -> None:
     fake.repositories["o/one"]["b.gguf"] = b"a"
-    for name in ("a", "b"):
-        store.resolve(f"hf:o/one:{name}.gguf", progress=False)
-    store.remove("hf:o/one:a.gguf")
-    assert store.resolve("hf:o/one:b.gguf", progress=False).read_bytes() == b"a"
+    removed, kept = (store.resolve(f"hf:o/one:{name}.gguf", progress=False) for name in ("a", "b"))
+    assert store.remove("hf:o/one:a.gguf") == [removed]
+    assert kept.read_bytes() == b"a"
