@@ -57,16 +57,31 @@ class Blueprint:
 
 
 def open_model(path: str | Path) -> Blueprint:
-    """Open a model file and record its graph.  Reads no weights."""
+    """Open a model file and record its graph.  Reads no weights.
+
+    Raises CheckpointError for a damaged file, UnsupportedModel or UnsupportedFormat, all naming the file.
+    """
     checkpoint = open_checkpoint(Path(path))
-    config = gguf.read_config(checkpoint)
-    names = gguf.tensor_names(checkpoint)
-    graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
-    logits = models.find(config.model_type).build(graph, config)
-    unused = sorted(set(names) - graph.used)
-    if unused:
-        raise UnsupportedModel(f"{path}: tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
+    try:
+        config = gguf.read_config(checkpoint)
+        names = gguf.tensor_names(checkpoint)
+        graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
+        logits = models.find(config.model_type).build(graph, config)
+        unused = sorted(set(names) - graph.used)
+        if unused:
+            raise UnsupportedModel(f"tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
+        for name in sorted(graph.used):
+            _check_encoding(checkpoint.tensors[names[name]])
+    except (UnsupportedModel, UnsupportedFormat) as error:
+        raise type(error)(f"{path}: {error}") from None
     return Blueprint(checkpoint, config, graph, logits, names)
+
+
+def _check_encoding(info: TensorInfo) -> None:
+    try:
+        formats.find(info.encoding)
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"tensor {info.name}: {error}") from None
 
 
 def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
@@ -80,7 +95,7 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
         if len(info.shape) == 1:
             vectors[name] = _finite(blueprint, name)
             continue
-        matrices[name] = _new_matrix(info, blueprint.checkpoint.path)
+        matrices[name] = _new_matrix(info)
         tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda task: task(), tasks):
@@ -97,13 +112,10 @@ def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def _new_matrix(info: TensorInfo, path: Path) -> _core.PackedMatrix:
+def _new_matrix(info: TensorInfo) -> _core.PackedMatrix:
     from cpuinfer import _core
 
-    try:
-        form = formats.find(info.encoding)
-    except UnsupportedFormat as error:
-        raise UnsupportedFormat(f"{path}: tensor {info.name}: {error}") from None
+    form = formats.find(info.encoding)
     rows, columns = info.shape
     return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias)
 
