@@ -182,11 +182,14 @@ void bind_kernels(py::module_& m) {
   m.def(
       "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
       py::arg("name") = py::none());
+  py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
-      .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias) {
-             return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias);
-           }),
-           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false)
+      .def(py::init(
+               [](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
+                 return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias, pool);
+               }),
+           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false,
+           py::arg("pool") = nullptr)
       .def("set_integer_rows", &set_integer_rows, py::arg("row"), py::arg("codes"), py::arg("scale"),
            py::arg("bias") = py::none())
       .def("set_float_rows", &set_float_rows, py::arg("row"), py::arg("values"))

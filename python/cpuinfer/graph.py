@@ -94,7 +94,8 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]]
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)
+    used: dict[str, None] = field(default_factory=dict)
+    """The tensors read, in the order of their first use."""
     _scope: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -178,7 +179,7 @@ class Graph:
             raise UnsupportedModel(f"{name}: no such tensor in the checkpoint")
         if len(shape) != dims:
             raise UnsupportedModel(f"{name}: {len(shape)} dimensions, expected {dims}")
-        self.used.add(name)
+        self.used[name] = None
         return shape
 
     def _rows(self, name: str, x: Value) -> int:

@@ -27,6 +27,8 @@ PANEL = 16
 """Rows of a packed panel; packing goes by whole panels."""
 CHUNK_BYTES = 1 << 20
 """Of a tensor, read and packed at once by a thread."""
+PARTS, CACHE_LINE = 3, 64
+"""A packed matrix is at most codes, scales and biases, each from a cache line on."""
 PAGE_TOKENS = 32
 OVERHEAD = 90 << 20
 """Interpreter, libraries and tokenizer of a process, measured."""
@@ -67,7 +69,7 @@ def open_model(path: str | Path) -> Blueprint:
         names = gguf.tensor_names(checkpoint)
         graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
         logits = models.find(config.model_type).build(graph, config)
-        unused = sorted(set(names) - graph.used)
+        unused = sorted(set(names) - graph.used.keys())
         if unused:
             raise UnsupportedModel(f"tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
         for name in sorted(graph.used):
@@ -86,19 +88,22 @@ def _check_encoding(info: TensorInfo) -> None:
 
 def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
     """Read and pack every weight with `threads` threads, and write the program down."""
+    from cpuinfer import _core
 
     matrices: dict[str, _core.PackedMatrix] = {}
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     tasks: list[Callable[[], None]] = []
-    for name in sorted(blueprint.graph.used, key=lambda used: blueprint.tensor(used).bytes, reverse=True):
+    sizes = [packed_bytes(blueprint.tensor(name)) for name in blueprint.graph.used]
+    pool = _core.BufferPool(sum(sizes) + PARTS * CACHE_LINE * len(sizes))
+    for name in blueprint.graph.used:
         info = blueprint.tensor(name)
         if len(info.shape) == 1:
             vectors[name] = _finite(blueprint, name)
             continue
-        matrices[name] = _new_matrix(info)
+        matrices[name] = _new_matrix(info, pool)
         tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda task: task(), tasks):
+    with ThreadPoolExecutor(threads) as executor:
+        for _ in executor.map(lambda task: task(), tasks):
             pass
     return _write_program(blueprint, matrices, vectors)
 
@@ -112,12 +117,12 @@ def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def _new_matrix(info: TensorInfo) -> _core.PackedMatrix:
+def _new_matrix(info: TensorInfo, pool: _core.BufferPool) -> _core.PackedMatrix:
     from cpuinfer import _core
 
     form = formats.find(info.encoding)
     rows, columns = info.shape
-    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias)
+    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias, pool=pool)
 
 
 def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.PackedMatrix) -> list[Callable[[], None]]:
