@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpuinfer import LLM, SamplingParams
+from cpuinfer import LLM, SamplingParams, loader
 from cpuinfer.errors import ContextFull, InvalidRequest, MemoryLimit, NumericalError, UnsupportedCpu, UnsupportedModel
 from tiny_gguf import write_tiny_llama
 
@@ -268,3 +268,10 @@ def test_a_tensor_the_architecture_does_not_know_is_refused(tiny_model: Path, tm
     path.write_bytes(tiny_model.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_drop.weight"))
     with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_drop\.weight"):
         LLM(path)
+
+
+def test_python_and_the_core_agree_on_the_size_of_a_page(llm: LLM) -> None:
+    assert llm._session.page_bytes == loader.page_bytes(llm.config)
+    assert llm._session.weight_bytes == sum(
+        loader.packed_bytes(loader.open_model(llm.path).tensor(name)) for name in llm.graph.used
+    )

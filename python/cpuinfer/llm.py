@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from cpuinfer import loader, machine, store
 from cpuinfer.chat import ChatTemplate
-from cpuinfer.engine import PAGE_TOKENS, Engine
+from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
+from cpuinfer.loader import PAGE_TOKENS
 from cpuinfer.request import Generation, Logits, Request, Scoring
 from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
 from cpuinfer.sampling import SamplingParams

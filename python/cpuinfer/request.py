@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ NO_SEQUENCE = -1
 """Not admitted yet, or no longer."""
 
 
-class Request:
+class Request(ABC):
     """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
 
     sampler: _core.Sampler | None = None
@@ -63,16 +64,16 @@ class Request:
         """There is something for the caller to take."""
         return self.done
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027, most have nothing to do
         """Called when the scheduler admits it."""
 
+    @abstractmethod
     def next_feed(self, room: int) -> Feed:
         """At most `room` >= 1 tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, feed: Feed, result: Any) -> None:
         """Take the result of a feed."""
-        raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
         """End with an error for the caller."""

@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3, SmolLM2, TinyLlama: grouped-query attention with rotary positions, SwiGLU."""
+"""The Llama family, SmolLM2 among it: grouped-query attention with rotary positions, SwiGLU."""
 
 from __future__ import annotations
 
