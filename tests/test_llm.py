@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -227,6 +229,23 @@ def test_a_model_that_yields_nan_is_an_error_and_not_a_token(tmp_path: Path) -> 
     path.write_bytes(data)
     with LLM(path, threads=2) as llm, pytest.raises(NumericalError):
         llm.generate("Why", GREEDY)
+
+
+DAEMON = """
+import sys, threading, time
+from cpuinfer import LLM, SamplingParams
+llm = LLM(sys.argv[1], threads=2)
+endless = SamplingParams(ignore_eos=True)
+ask = lambda: [llm.generate([[3]] * 50, endless) for _ in range(1000)]
+threading.Thread(target=ask, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_the_interpreter_exits_while_a_daemon_thread_generates(tiny_model: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", DAEMON, str(tiny_model)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == "" or run.stderr.endswith("Cancelled: the interpreter is exiting\n")
 
 
 def test_a_fork_is_told_to_load_its_own_model(llm: LLM) -> None:

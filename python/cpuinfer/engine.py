@@ -6,7 +6,9 @@ several Python threads, or the prompts of one list, share every step.
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from cpuinfer import _core
 
 
+EXIT_SECONDS = 5.0
+"""The longest the interpreter's exit waits for a step to notice that it is cancelled."""
+
+
 class Engine:
     """Steps the sequences of one native session."""
 
@@ -29,8 +35,10 @@ class Engine:
         self._free_pages = cache_pages
         self._changed = threading.Condition()
         self._stepping = False
+        self._ended = False
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []
+        atexit.register(_end, weakref.ref(self))
 
     def submit(self, request: Request) -> None:
         """Queue a request.  Raises ContextFull when its prompt does not fit."""
@@ -59,6 +67,8 @@ class Engine:
                     self._changed.wait()
                 if reached():
                     break
+                if self._ended:
+                    raise Cancelled("the interpreter is exiting")
                 self._stepping = True
                 self._reap()
                 work = self._compose()
@@ -85,6 +95,16 @@ class Engine:
             for request in (*self._waiting, *self._active):
                 request.cancelled = True
             self._session.cancel()
+
+    def end(self) -> None:
+        """Abandon the step that runs and start no other.
+
+        Called when the interpreter exits: a daemon thread that came back from native code later would abort it.
+        """
+        with self._changed:
+            self._ended = True
+            self._session.cancel()
+            self._changed.wait_for(lambda: not self._stepping, EXIT_SECONDS)
 
     def _compose(self) -> list[tuple[Request, Feed]]:
         """The next step: one row for each answer under way, the rest of the batch for prompts, first come first served.
@@ -137,3 +157,9 @@ class Engine:
                 self._free_pages += request.pages
                 request.sequence = NO_SEQUENCE
         self._active = [request for request in self._active if request.sequence != NO_SEQUENCE]
+
+
+def _end(engine: weakref.ref[Engine]) -> None:
+    alive = engine()
+    if alive is not None:
+        alive.end()
