@@ -245,7 +245,7 @@ time.sleep(0.2)
 def test_the_interpreter_exits_while_a_daemon_thread_generates(tiny_model: Path) -> None:
     run = subprocess.run([sys.executable, "-c", DAEMON, str(tiny_model)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stderr == "" or run.stderr.endswith("Cancelled: the interpreter is exiting\n")
+    assert "terminate called" not in run.stderr
 
 
 def test_a_fork_is_told_to_load_its_own_model(llm: LLM) -> None:
