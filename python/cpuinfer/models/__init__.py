@@ -24,9 +24,9 @@ class Architecture:
     """Converters to GGUF permute the rows of some architectures' query and key weights."""
 
 
-def supported() -> list[str]:
+def supported() -> tuple[str, ...]:
     """The model types this release runs."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"))
 
 
 def find(model_type: str) -> Architecture:
