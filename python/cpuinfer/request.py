@@ -71,7 +71,7 @@ class Request:
         raise NotImplementedError
 
     def receive(self, feed: Feed, result: Any) -> None:
-        """Take the result of a feed."""
+        """Take the result of a feed; `fed` still counts the tokens before it."""
         raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
@@ -97,9 +97,8 @@ class Scoring(Request):
         return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.logprobs.extend(float(value) for value in result)
-        if self.fed == len(self.prompt):
+        if len(self.logprobs) > len(self.prompt):
             self.logprobs = self.logprobs[: len(self.prompt)]
             self.done = True
 
@@ -115,9 +114,8 @@ class Logits(Request):
         return Feed(self.prompt[self.fed : self.fed + room], "logits")
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.rows.append(result)
-        self.done = self.fed == len(self.prompt)
+        self.done = self.fed + len(feed.tokens) == len(self.prompt)
 
 
 class Generation(Request):
@@ -171,7 +169,6 @@ class Generation(Request):
         return Feed(self.prompt[self.fed : end], "sample" if end == len(self.prompt) else "nothing")
 
     def receive(self, feed: Feed, result: Any) -> None:
-        self.fed += len(feed.tokens)
         if feed.want == "nothing":
             return
         token, logprob, top = result
