@@ -311,7 +311,7 @@ def test_a_signal_that_raises_at_any_moment_leaves_the_model_whole(llm: LLM) -> 
     assert llm._session.pages_used == 0
 
 
-def test_a_result_lost_to_a_signal_is_an_error_and_not_a_wrong_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_lost_to_a_signal_is_an_error_and_no_wrong_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = llm.stream([9, 9, 9], GREEDY)
     next(stream)
     engine = llm._engine
@@ -346,7 +346,9 @@ def test_the_interpreter_exits_while_a_daemon_thread_generates(tiny_model: Path)
         "time.sleep(0.1)\n"
     )
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", script, str(tiny_model)], capture_output=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tiny_model)], check=False, capture_output=True, timeout=60
+        )
         assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -240,7 +240,7 @@ class LLM:
         request = self._generation(prompt, params)
         try:
             engine.submit(request)
-            while not request.done or request.chunks:
+            while not request.done or request.chunks or request.error is not None:
                 engine.advance(request)
                 while request.chunks:
                     yield request.chunks.popleft()

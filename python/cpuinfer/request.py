@@ -98,7 +98,7 @@ class Scoring(Request):
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
         self.logprobs.extend(float(value) for value in result)
-        if len(self.logprobs) > len(self.prompt):
+        if self.fed + len(feed.tokens) == len(self.prompt):
             self.logprobs = self.logprobs[: len(self.prompt)]
             self.done = True
 
