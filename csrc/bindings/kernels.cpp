@@ -81,7 +81,7 @@ void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes,
   const auto* code_data = static_cast<const uint8_t*>(codes.data());
   const auto* scale_data = static_cast<const uint16_t*>(scale.data());
   const auto* bias_data = bias ? static_cast<const uint16_t*>(bias->data()) : nullptr;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   matrix.set_integer_rows(row, rows, code_data, scale_data, bias_data);
 }
 
@@ -92,7 +92,7 @@ void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) 
   const int64_t rows = check_array(values, "values", dtype, -1, w.k);
   check_range(w, row, rows);
   const void* data = values.data();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   matrix.set_float_rows(row, rows, data);
 }
 
@@ -126,7 +126,7 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   py::array_t<float> y({m, w.n});
   const auto* in = static_cast<const float*>(x.data());
   float* out = y.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   std::vector<float> padded(static_cast<std::size_t>(kTileRows * ldy));
   for (int64_t row = 0; row < m; row += kTileRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));

@@ -59,7 +59,6 @@ py::tuple sample(Sampler& sampler, const py::array_t<float, py::array::c_style |
 }  // namespace
 
 void bind_sampler(py::module_& m) {
-  using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
   const SamplerOptions defaults;
   const std::vector<std::string> order = {"penalties", "top_k", "top_p", "min_p", "temperature"};
   py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler")
@@ -70,7 +69,7 @@ void bind_sampler(py::module_& m) {
            py::arg("frequency_penalty") = defaults.frequency_penalty, py::arg("logit_bias") = defaults.logit_bias,
            py::arg("seed") = defaults.seed, py::arg("order") = order, py::arg("logprobs") = defaults.logprobs)
       .def(
-          "see_prompt", [](Sampler& sampler, const Tokens& tokens) { sampler.see_prompt(row(tokens)); },
+          "see_prompt", [](Sampler& sampler, const std::vector<int32_t>& tokens) { sampler.see_prompt(tokens); },
           py::arg("tokens"))
       .def("sample", &sample, py::arg("logits"));
   m.def("philox", &philox, py::arg("key"), py::arg("counter"));

@@ -39,6 +39,8 @@ def read_config(checkpoint: Checkpoint) -> Config:
     embedding = checkpoint.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{checkpoint.path}: token_embd.weight: missing or not a matrix")
+    if embedding.shape[1] != hidden:
+        raise CheckpointError(f"{checkpoint.path}: token_embd.weight: shape {embedding.shape}, expected (*, {hidden})")
     return Config(
         model_type=architecture,
         name=checkpoint.optional("general.name", str, ""),

@@ -186,6 +186,11 @@ def page_bytes(config: Config) -> int:
     return config.layers * config.kv_heads * PAGE_TOKENS * (config.head_dim + padded) * 2
 
 
+def score_bytes(threads: int) -> int:
+    """Bytes of attention scores for each position of the context: fp32, 8 rows of a tile for each thread."""
+    return threads * 8 * 4
+
+
 def packed_bytes(info: TensorInfo) -> int:
     """Bytes a tensor takes when packed: its own bits, rows padded to whole panels."""
     if len(info.shape) == 1:
@@ -236,8 +241,8 @@ def describe(path: str | Path, context: int | None = None) -> Description:
 def scratch_bytes(config: Config, context: int, *, batch: int = 512, threads: int | None = None) -> int:
     """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention scores per thread."""
     width = 3 * config.hidden + config.feed_forward + (config.heads + 2 * config.kv_heads) * config.head_dim
-    scores = (threads or os.cpu_count() or 1) * 8 * context
-    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary + scores)
+    scores = score_bytes(threads or os.cpu_count() or 1) * context
+    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary) + scores
 
 
 def _kind(name: str) -> str:

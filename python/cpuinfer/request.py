@@ -73,7 +73,7 @@ class Request(ABC):
 
     @abstractmethod
     def receive(self, feed: Feed, result: Any) -> None:
-        """Take the result of a feed."""
+        """Take the result of a feed; `fed` still counts the tokens before it."""
 
     def fail(self, error: Exception) -> None:
         """End with an error for the caller."""
@@ -98,9 +98,8 @@ class Scoring(Request):
         return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.logprobs.extend(float(value) for value in result)
-        if self.fed == len(self.prompt):
+        if self.fed + len(feed.tokens) == len(self.prompt):
             self.logprobs = self.logprobs[: len(self.prompt)]
             self.done = True
 
@@ -116,9 +115,8 @@ class Logits(Request):
         return Feed(self.prompt[self.fed : self.fed + room], "logits")
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.rows.append(result)
-        self.done = self.fed == len(self.prompt)
+        self.done = self.fed + len(feed.tokens) == len(self.prompt)
 
 
 class Generation(Request):
@@ -172,7 +170,6 @@ class Generation(Request):
         return Feed(self.prompt[self.fed : end], "sample" if end == len(self.prompt) else "nothing")
 
     def receive(self, feed: Feed, result: Any) -> None:
-        self.fed += len(feed.tokens)
         if feed.want == "nothing":
             return
         token, logprob, top = result
