@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cpuinfer.errors import Cancelled, ContextFull
+from cpuinfer.loader import PAGE_TOKENS
 from cpuinfer.request import NO_SEQUENCE, Feed, Request
 
 if TYPE_CHECKING:
     from cpuinfer import _core
-
-PAGE_TOKENS = 32
 
 
 class Engine:

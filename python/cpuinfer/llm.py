@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from cpuinfer import loader, machine, store
 from cpuinfer.chat import ChatTemplate
-from cpuinfer.engine import PAGE_TOKENS, Engine
+from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
+from cpuinfer.loader import PAGE_TOKENS
 from cpuinfer.request import Generation, Logits, Request, Scoring
 from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
 from cpuinfer.sampling import SamplingParams
@@ -254,8 +255,8 @@ class LLM:
 
 
 def _check_threads(threads: int) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to 1024")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= machine.MOST_THREADS:
+        raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to {machine.MOST_THREADS}")
     return threads
 
 
