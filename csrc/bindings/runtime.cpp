@@ -139,10 +139,8 @@ void bind_runtime(py::module_& m) {
       .def("cancel", &Session::cancel)
       .def("value", &read_value)
       .def("dump", [](const Session& self) { return self.plan().dump(); })
-      .def_property_readonly("isa", &Session::isa)
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
-      .def_property_readonly("arena_bytes", [](const Session& self) { return self.plan().arena_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })
       .def_property_readonly("pages_used", [](const Session& self) { return self.cache().used(); });
 }
