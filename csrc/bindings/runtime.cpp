@@ -12,20 +12,19 @@ namespace py = pybind11;
 namespace cpuinfer {
 namespace {
 
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
-using TokenArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 using Released = py::call_guard<py::gil_scoped_release>;  // what may wait for a running step
 using MatrixList = std::vector<std::shared_ptr<PackedMatrix>>;
 
-template <typename T, int flags>
-std::vector<T> to_vector(const py::array_t<T, flags>& array) {
+template <typename T>
+std::vector<T> to_vector(const Array<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
 Norm make_norm(const py::object& weight, float eps) {
   if (weight.is_none()) return {};
-  return {to_vector(weight.cast<FloatArray>()), eps};
+  return {to_vector(weight.cast<Array<float>>()), eps};
 }
 
 // Asked on the calling thread while a step runs without the GIL: lets Python's signal handlers run, so that Ctrl-C
@@ -44,7 +43,7 @@ Want want_of(const std::string& name) {
 }
 
 // (sequence, tokens, want, targets or None) for each feed.
-using FeedTuple = std::tuple<int64_t, TokenArray, std::string, std::optional<TokenArray>>;
+using FeedTuple = std::tuple<int64_t, Array<int32_t>, std::string, std::optional<Array<int32_t>>>;
 
 py::object error_object(const Error& error) {
   return py::module_::import("cpuinfer.errors").attr(fault_class(error.fault()))(error.what());
@@ -102,7 +101,7 @@ py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) 
 
 void bind_runtime(py::module_& m) {
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A forward pass as a flat list of ops.")
-      .def(py::init([](const DoubleArray& inverse_frequency, bool interleaved) {
+      .def(py::init([](const Array<double>& inverse_frequency, bool interleaved) {
              return std::make_shared<Program>(Rope{to_vector(inverse_frequency), interleaved});
            }),
            py::kw_only(), py::arg("inverse_frequency"), py::arg("interleaved"))
