@@ -61,7 +61,9 @@ def table(measurements: list[list[str]]) -> str:
         cells = [name, what, f"{amount / 1e6:.2f}", rows, rate, of_read, products, of_peak, spread_share]
         lines.append(f"| {' | '.join(cells)} |")
     limits = [f"{name} peak {peak / 1e9:.0f} GOP/s" for name, peak in peaks.items()]
-    limits += [f"reading {float(size) / 1e6:.1f} MB {rate / 1e9:.1f} GB/s" for (_, size), rate in reads.items()]
+    limits += [
+        f"reading {float(size) / 1e6:.1f} MB ({what}) {rate / 1e9:.1f} GB/s" for (what, size), rate in reads.items()
+    ]
     return "\n".join([*lines, "", f"{processor()}, 1 thread; " + "; ".join(limits)])
 
 

@@ -25,7 +25,7 @@ def random_rows(encoding: str, rows: int, k: int) -> np.ndarray:
 
 
 def test_the_folder_is_the_registry() -> None:
-    assert formats.supported() == sorted(BLOCK)
+    assert formats.supported() == tuple(sorted(BLOCK))
     for name in BLOCK:
         assert formats.find(name).name == name
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 from cpuinfer import LLM, SamplingParams, loader
-from cpuinfer.errors import ContextFull, InvalidRequest, MemoryLimit, NumericalError, UnsupportedCpu, UnsupportedModel
+from cpuinfer.errors import (
+    Cancelled,
+    CheckpointError,
+    ContextFull,
+    InvalidRequest,
+    MemoryLimit,
+    NumericalError,
+    UnsupportedCpu,
+    UnsupportedModel,
+)
 from tiny_gguf import write_tiny_llama
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -218,11 +232,11 @@ def test_threads_share_a_model_and_each_gets_its_own_answer(llm: LLM) -> None:
 
 def test_more_requests_than_the_cache_holds_wait_their_turn(tiny_model: Path) -> None:
     with LLM(tiny_model, threads=2) as llm:
-        llm._engine._free_pages = 12  # of 32 tokens, where one answer of 300 needs 10
+        llm._engine._cache_pages = 12  # of 32 tokens, where one answer of 300 needs 10
         params = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
         completions = llm.generate([[3, 4, 5]] * 5, params)
         assert [len(completion.token_ids) for completion in completions] == [300] * 5
-        assert llm._engine._free_pages == 12
+        assert llm._session.pages_used == 0
 
 
 def test_a_model_that_yields_nan_is_an_error_and_not_a_token(tmp_path: Path) -> None:
@@ -272,4 +286,95 @@ def test_a_tensor_the_architecture_does_not_know_is_refused(tiny_model: Path, tm
     path = tmp_path / "extra.gguf"
     path.write_bytes(tiny_model.read_bytes().replace(b"blk.1.ffn_down.weight", b"blk.1.ffn_drop.weight"))
     with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_drop\.weight"):
+        LLM(path)
+
+
+def test_a_signal_that_raises_at_any_moment_leaves_the_model_whole(llm: LLM) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    prompts = [[3 + i, 4, 5 + i] for i in range(6)]
+    start = time.perf_counter()
+    expected = [completion.token_ids for completion in llm.generate(prompts, params)]
+    span = time.perf_counter() - start
+    random = np.random.default_rng(8)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(400):
+            with contextlib.suppress(Stop):
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, span))
+                llm.generate(prompts, params)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [completion.token_ids for completion in llm.generate(prompts, params)] == expected
+    assert llm._session.pages_used == 0
+
+
+def test_a_result_lost_to_a_signal_is_an_error_and_no_wrong_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = llm.stream([9, 9, 9], GREEDY)
+    next(stream)
+    engine = llm._engine
+    assert engine is not None
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(llm._session, name)
+
+        def step(self, feeds: object) -> object:
+            llm._session.step(feeds)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_session", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("Why", GREEDY)
+    with pytest.raises(Cancelled, match="signal"):
+        list(stream)
+    assert llm._session.pages_used == 0
+    assert llm.generate("Why", GREEDY).finish_reason == "length"
+
+
+def test_the_interpreter_exits_while_a_daemon_thread_generates(tiny_model: Path) -> None:
+    script = (
+        "import sys, threading, time\n"
+        "from cpuinfer import LLM, SamplingParams\n"
+        "llm = LLM(sys.argv[1], threads=2)\n"
+        "def work():\n"
+        "    while True: llm.generate([[3, 4, 5]] * 4, SamplingParams(max_tokens=200, ignore_eos=True))\n"
+        "for _ in range(2): threading.Thread(target=work, daemon=True).start()\n"
+        "time.sleep(0.1)\n"
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tiny_model)], check=False, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_scores_of_a_long_context_count_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_llama(tmp_path / "long.gguf", context=2**30)
+    monkeypatch.setattr("cpuinfer.machine.available_memory", lambda: 8 << 20)
+    with LLM(path, threads=2) as llm:  # each page of 32 positions: 8 KiB of keys and values, 2 KiB of scores
+        assert llm.context == (4 << 20) // (10 << 10) * 32
+    with pytest.raises(MemoryLimit, match="scores"):
+        LLM(path, threads=1024, context=8192)
+
+
+def test_sizes_that_the_tensors_contradict_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = gguf.GGUFWriter.add_embedding_length
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf.GGUFWriter, "add_embedding_length", lambda writer, _: add(writer, 128))
+        path = write_tiny_llama(tmp_path / "width.gguf")
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight.*expected \(\*, 128\)"):
+        LLM(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf.GGUFWriter, "add_rope_dimension_count", lambda writer, _: writer.add_key_length(8))
+        path = write_tiny_llama(tmp_path / "head.gguf")
+    with pytest.raises(UnsupportedModel, match="heads of 8"):
         LLM(path)

@@ -18,7 +18,7 @@ import pytest
 
 from cpuinfer import store
 from cpuinfer.errors import DownloadError, InvalidRequest, ModelNotFound
-from cpuinfer.store import cache
+from cpuinfer.store import cache, wheel
 from cpuinfer.store.builtin import BuiltIn
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8192
@@ -195,10 +195,28 @@ def test_two_pulls_at_once_both_end_with_the_file_that_one_of_them_fetched() -> 
         for _ in range(2)
     ]
     outputs = [pull.communicate(timeout=120) for pull in pulls]
-    assert [out.strip() for out, _ in outputs] == [str(TINY.path)] * 2
+    assert [out.strip() for out, _ in outputs] == [str(TINY.path)] * 2, outputs
     assert sum("fetching" in err for _, err in outputs) == 1
     assert TINY.path.read_bytes() == CONTENT
     assert files_in_cache() == FETCHED
+
+
+def test_folders_that_pip_deletes_while_they_are_looked_at_do_no_harm(tmp_path: Path) -> None:
+    """Folders come and go in another process for a second: the size seen is always that of the wheel that stays."""
+    (tmp_path / "stays.whl").write_bytes(b"four")
+    churn = (
+        "import pathlib, shutil, sys, time\n"
+        "end = time.monotonic() + 1\n"
+        "while time.monotonic() < end:\n"
+        "    deep = pathlib.Path(sys.argv[1], 'a', 'b', 'c')\n"
+        "    deep.mkdir(parents=True)\n"
+        "    (deep / 'x.whl').touch()\n"
+        "    shutil.rmtree(deep.parents[1])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", churn, str(tmp_path)]) as pip:
+        while pip.poll() is None:
+            assert wheel._largest_wheel(tmp_path) == 4
+    assert pip.returncode == 0
 
 
 @pytest.mark.usefixtures("index")
@@ -254,8 +272,8 @@ def test_a_file_where_the_cache_folder_should_be_is_one_clear_error(
 
 
 def test_what_pip_said_is_quoted_when_it_fails(index: Path) -> None:
-    for wheel in index.iterdir():
-        wheel.unlink()
+    for built in index.iterdir():
+        built.unlink()
     with pytest.raises(DownloadError, match=r"exit code 1:(\n|.)*No matching distribution found for tiny-model==1.0"):
         store.resolve("tiny", progress=False)
     assert files_in_cache() == {"tiny.lock"}

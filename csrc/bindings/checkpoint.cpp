@@ -45,7 +45,7 @@ py::object strings(const Gguf& gguf, const GgufValue& value) {
 py::array numbers(const Gguf& gguf, const GgufValue& value) {
   py::array array(py::dtype(std::string(type_name(value.type))), static_cast<py::ssize_t>(value.count));
   void* out = array.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   gguf.read_numbers(value, out);
   return array;
 }
@@ -90,7 +90,7 @@ void read_rows(const Gguf& gguf, const std::string& tensor, int64_t begin, int64
   }
   void* data = out.mutable_data();
   const auto bytes = static_cast<uint64_t>(out.nbytes());
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   gguf.read_rows(tensor, begin, end, data, bytes);
 }
 
@@ -108,7 +108,7 @@ void bind_checkpoint(py::module_& m) {
   m.def("gguf_tensor_types", &types,
         "(number, name, elements in a block, bytes of a block) of every GGUF tensor type.");
   py::class_<Gguf>(m, "Gguf", "A GGUF checkpoint, validated when opened.")
-      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<ReleasedGil>())
       .def("files", &files, "(path as bytes, size) of every part.")
       .def("keys", &keys, "The metadata keys, in the order of the file.")
       .def("type", &type_of, py::arg("key"), "(type name of the value or its elements, length or None for a scalar).")

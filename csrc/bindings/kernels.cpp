@@ -66,7 +66,7 @@ void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes,
   const auto* code_data = static_cast<const uint8_t*>(codes.data());
   const auto* scale_data = static_cast<const uint16_t*>(scale.data());
   const auto* bias_data = bias ? static_cast<const uint16_t*>(bias->data()) : nullptr;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   matrix.set_integer_rows(row, rows, code_data, scale_data, bias_data);
 }
 
@@ -77,7 +77,7 @@ void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) 
   const int64_t rows = check_array(values, "values", dtype, -1, w.k);
   check_range(w, row, rows);
   const void* data = values.data();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   matrix.set_float_rows(row, rows, data);
 }
 
@@ -111,7 +111,7 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   py::array_t<float> y({m, w.n});
   const auto* in = static_cast<const float*>(x.data());
   float* out = y.mutable_data();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   std::vector<float> padded(static_cast<std::size_t>(kTileRows * ldy));
   for (int64_t row = 0; row < m; row += kTileRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));
@@ -169,11 +169,14 @@ void bind_kernels(py::module_& m) {
   m.def(
       "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
       py::arg("name") = py::none());
+  py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
-      .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias) {
-             return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias);
-           }),
-           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false)
+      .def(py::init(
+               [](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
+                 return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias, pool);
+               }),
+           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false,
+           py::arg("pool") = nullptr)
       .def("set_integer_rows", &set_integer_rows, py::arg("row"), py::arg("codes"), py::arg("scale"),
            py::arg("bias") = py::none())
       .def("set_float_rows", &set_float_rows, py::arg("row"), py::arg("values"))

@@ -36,7 +36,7 @@ py::dict cpu_features() {
 void bind_machine(py::module_& m) {
   m.def("cpu_features", &cpu_features);
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds") = 0.3,
-        py::call_guard<py::gil_scoped_release>());
+        py::call_guard<ReleasedGil>());
 }
 
 }  // namespace cpuinfer

@@ -14,7 +14,7 @@ namespace {
 
 template <typename T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-using Released = py::call_guard<py::gil_scoped_release>;  // what may wait for a running step
+using Released = py::call_guard<ReleasedGil>;  // what may wait for a running step
 using MatrixList = std::vector<std::shared_ptr<PackedMatrix>>;
 
 template <typename T>
@@ -27,8 +27,8 @@ Norm make_norm(const py::object& weight, float eps) {
   return {to_vector(weight.cast<Array<float>>()), eps};
 }
 
-// Asked on the calling thread while a step runs without the GIL: lets Python's signal handlers run, so that Ctrl-C
-// stops a long prompt.  The exception they raise stays set for step() below.
+// Asked on the main thread, the only one to handle signals, while a step runs without the GIL: lets Python's signal
+// handlers run, so that Ctrl-C stops a long prompt.  The exception they raise stays set for step() below.
 bool python_interrupted() noexcept {
   const py::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
@@ -42,8 +42,10 @@ Want want_of(const std::string& name) {
   throw Error(Fault::kInvalid, "want: '" + name + "', expected nothing, sample, scores or logits");
 }
 
-// (sequence, tokens, want, targets or None) for each feed.
-using FeedTuple = std::tuple<int64_t, Array<int32_t>, std::string, std::optional<Array<int32_t>>>;
+// (sequence, tokens, want, targets or None) for each feed.  Not arrays: numpy handles signals as it converts, and what
+// a handler raises there would be taken for an argument of the wrong type.
+using Tokens = std::vector<int32_t>;
+using FeedTuple = std::tuple<int64_t, Tokens, std::string, std::optional<Tokens>>;
 
 py::object error_object(const Error& error) {
   return py::module_::import("cpuinfer.errors").attr(fault_class(error.fault()))(error.what());
@@ -67,13 +69,14 @@ py::list step(Session& session, const std::vector<FeedTuple>& tuples) {
   std::vector<Feed> feeds;
   feeds.reserve(tuples.size());
   for (const auto& [sequence, tokens, want, targets] : tuples) {
-    feeds.push_back(
-        {sequence, to_vector(tokens), want_of(want), targets ? to_vector(*targets) : std::vector<int32_t>{}});
+    feeds.push_back({sequence, tokens, want_of(want), targets.value_or(Tokens{})});
   }
+  const py::module_ threading = py::module_::import("threading");
+  const bool handles_signals = threading.attr("current_thread")().is(threading.attr("main_thread")());
   std::vector<FeedResult> results;
   try {
-    const py::gil_scoped_release released;
-    results = session.step(feeds, &python_interrupted);
+    const ReleasedGil released;
+    results = session.step(feeds, handles_signals ? &python_interrupted : nullptr);
   } catch (const Error&) {
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();  // a signal handler's, KeyboardInterrupt usually
     throw;

@@ -73,7 +73,7 @@ void bind_sampler(py::module_& m) {
            py::arg("frequency_penalty") = defaults.frequency_penalty, py::arg("logit_bias") = defaults.logit_bias,
            py::arg("seed") = defaults.seed, py::arg("order") = order, py::arg("logprobs") = defaults.logprobs)
       .def(
-          "see_prompt", [](Sampler& sampler, const Array<int32_t>& tokens) { sampler.see_prompt(row(tokens)); },
+          "see_prompt", [](Sampler& sampler, const std::vector<int32_t>& tokens) { sampler.see_prompt(tokens); },
           py::arg("tokens"))
       .def("sample", &sample, py::arg("logits"));
   m.def("philox", &philox, py::arg("key"), py::arg("counter"));

@@ -143,6 +143,7 @@ GgufTensor read_tensor(HeaderCursor& in) {
 }
 
 void read_preamble(HeaderCursor& in) {
+  if (in.remaining() == 0) in.fail("the file is empty, expected a GGUF file");
   char magic[4];
   for (char& c : magic) c = static_cast<char>(in.number<uint8_t>());
   if (std::string_view(magic, 4) != "GGUF") {

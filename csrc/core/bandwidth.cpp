@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kLeastShare = 4096;              // bytes a thread
 constexpr int64_t kPassBytes = int64_t{64} << 20;  // some milliseconds: the barriers around cost little
-constexpr int kLeastPasses = 3;
+constexpr std::size_t kLeastPasses = 3;
 constexpr int64_t kSums = 8;  // independent, so that no load waits for an addition
 
 using Vector = uint64_t __attribute__((vector_size(16)));
@@ -91,12 +91,14 @@ double read_bandwidth(int64_t bytes, int threads, double seconds) {
     if (worker == 0) pass = Clock::now() - start;
   };
   const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
-  auto best = Clock::duration::max();
-  for (int done = 0; done < kLeastPasses || Clock::now() < deadline; ++done) {
+  std::vector<Clock::duration> passes;
+  while (passes.size() < kLeastPasses || Clock::now() < deadline) {
     team.run(read);
-    best = std::min(best, pass);
+    passes.push_back(pass);
   }
-  return static_cast<double>(total * sweeps) / std::chrono::duration<double>(best).count();
+  const auto median = passes.begin() + static_cast<std::ptrdiff_t>(passes.size() / 2);
+  std::nth_element(passes.begin(), median, passes.end());
+  return static_cast<double>(total * sweeps) / std::chrono::duration<double>(*median).count();
 }
 
 }  // namespace cpuinfer

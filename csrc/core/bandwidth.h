@@ -6,7 +6,8 @@
 namespace cpuinfer {
 
 // Bytes per second at which `threads` threads together read `bytes` bytes again and again, each a contiguous share: the
-// best of the passes that fit into `seconds`, three at least.  A set that fits a cache measures that cache.
+// median of the passes that fit into `seconds`, three at least, so that no lucky or disturbed one decides.  A set that
+// fits a cache measures that cache.
 //
 // Throws Error(kInvalid) for fewer than 4096 bytes a thread, threads outside 1 to kMostWorkers or seconds outside (0,
 // 60]; Error(kMemory) when the set cannot be allocated.

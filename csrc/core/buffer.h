@@ -1,8 +1,9 @@
-// The one owner of native memory: a cache-line aligned, zero-filled, move-only block.
+// The owners of native memory: a cache-line aligned, zero-filled, move-only block, and a pool that many share.
 #pragma once
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -23,7 +24,7 @@ class Buffer {
     const std::size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
     void* block = nullptr;
     if (posix_memalign(&block, alignment, bytes) != 0) throw std::bad_alloc();
-    data_.reset(block);
+    data_.reset(block, [](void* p) { std::free(p); });
     // Streaming from huge pages is faster by half.  Only whole ones, so that no more memory becomes resident; where the
     // system declines, small pages serve.
     if (alignment == kHugePage) madvise(data_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -40,11 +41,29 @@ class Buffer {
   }
 
  private:
-  struct Free {
-    void operator()(void* p) const noexcept { std::free(p); }
-  };
-  std::unique_ptr<void, Free> data_;
+  friend class BufferPool;
+  std::shared_ptr<void> data_;
   std::size_t bytes_ = 0;
+};
+
+// One block cut into buffers, which keep it alive: many small ones then lie on huge pages.  Not for several threads.
+class BufferPool {
+ public:
+  explicit BufferPool(std::size_t bytes) : block_(bytes) {}
+
+  // The next part of the block, or a buffer of its own when the block is used up.
+  Buffer take(std::size_t bytes) {
+    if (bytes > block_.bytes() - used_) return Buffer(bytes);
+    Buffer part;
+    part.data_ = std::shared_ptr<void>(block_.data_, block_.as<std::byte>() + used_);
+    part.bytes_ = bytes;
+    used_ = std::min(block_.bytes(), used_ + (bytes + kCacheLine - 1) / kCacheLine * kCacheLine);
+    return part;
+  }
+
+ private:
+  Buffer block_;
+  std::size_t used_ = 0;
 };
 
 }  // namespace cpuinfer

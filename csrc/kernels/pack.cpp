@@ -100,14 +100,15 @@ const char* encoding_name(Encoding encoding) noexcept {
   return "unknown";
 }
 
-PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias) {
+PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
   check_shape(encoding, n, k, zero);
+  const auto take = [&](std::size_t bytes) { return pool != nullptr ? pool->take(bytes) : Buffer(bytes); };
   const int64_t padded = round_up(n, kLanes);
-  codes_ = Buffer(static_cast<std::size_t>(padded * row_bytes(encoding, k)));
+  codes_ = take(static_cast<std::size_t>(padded * row_bytes(encoding, k)));
   if (is_integer(encoding)) {
     const auto scale_bytes = static_cast<std::size_t>(padded * (k / kGroup)) * sizeof(uint16_t);
-    scale_ = Buffer(scale_bytes);
-    if (has_bias) bias_ = Buffer(scale_bytes);
+    scale_ = take(scale_bytes);
+    if (has_bias) bias_ = take(scale_bytes);
   }
   view_ = {encoding, zero, n, k, codes_.as<void>(), scale_.as<uint16_t>(), bias_.as<uint16_t>()};
 }

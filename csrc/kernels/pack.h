@@ -17,8 +17,8 @@ const char* encoding_name(Encoding encoding) noexcept;  // "int4", ...
 class PackedMatrix {
  public:
   // Checks n, k >= 1, k % kGroup == 0 and that zero is a code, for integer encodings; throws Error(kUnsupportedFormat)
-  // otherwise.
-  PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias);
+  // otherwise.  The memory is the matrix's own, or a part of the pool's.
+  PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool = nullptr);
 
   // Rows [row, row + rows): codes uint8 [rows][k] (kInt4: 0..15, else Error(kUnsupportedFormat)), scale and bias
   // fp16 [rows][k / 32] (bias null without).

@@ -113,9 +113,12 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
   for (std::size_t i = 0; i < outputs; ++i) total_panels += op.weights[i]->panels();
   const int64_t row_block = 8 * kTileRows;
   const int64_t row_blocks = ceil_div(rows, row_block);
-  const int64_t wanted = ceil_div(total_panels * row_blocks, team_.size() * int64_t{4});
-  const int64_t chunk =
-      glu || rows > kTileRows ? std::clamp<int64_t>(wanted, 1, kPanelsPerItem) : std::max<int64_t>(wanted, 1);
+  // Few rows: one contiguous run of panels a worker, which memory streams best, and the same at every step, so that it
+  // stays in the caches near it.  Many: pieces that stay in the cache,
+  // and enough of them to even out.
+  const bool few = rows <= kTileRows;
+  const int64_t wanted = ceil_div(total_panels * row_blocks, team_.size() * (few ? 1 : 4));
+  const int64_t chunk = std::clamp<int64_t>(wanted, 1, few && !glu ? wanted : kPanelsPerItem);
 
   const auto multiply = [&](const PackedMatrix& weight, int64_t begin, int64_t end, int64_t row, int count, float* y,
                             int64_t ldy) {
@@ -129,8 +132,8 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
     }
   };
 
-  for (int64_t item; true;) {
-    item = claim(index, 1);
+  for (int64_t next = worker;; next += team_.size()) {
+    const int64_t item = few ? next : claim(index, 1);
     std::size_t which = 0;
     int64_t rest = item;
     while (which < outputs && rest >= ceil_div(op.weights[which]->panels(), chunk) * row_blocks) {

@@ -63,14 +63,14 @@ void Session::close(int64_t sequence) {
 
 int64_t Session::length(int64_t sequence) const {
   const std::lock_guard lock(mutex_);
-  return const_cast<Session*>(this)->find(sequence).length;
+  return find(sequence).length;
 }
 
 void Session::cancel() noexcept {
   if (stepping_.load()) cancel_.store(true);
 }
 
-Session::Sequence& Session::find(int64_t sequence) {
+const Session::Sequence& Session::find(int64_t sequence) const {
   const auto it = sequences_.find(sequence);
   if (it == sequences_.end()) throw Error(Fault::kInvalid, "sequence " + std::to_string(sequence) + " is not open");
   return it->second;

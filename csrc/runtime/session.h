@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -81,7 +82,8 @@ class Session {
     std::size_t index;  // within the feed
   };
 
-  Sequence& find(int64_t sequence);
+  const Sequence& find(int64_t sequence) const;
+  Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   void check(const std::vector<Feed>& feeds);
   void reserve_pages(const std::vector<Feed>& feeds);
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);

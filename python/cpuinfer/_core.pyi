@@ -32,8 +32,19 @@ def read_bandwidth(bytes: int, threads: int, seconds: float = 0.3) -> float: ...
 def kernel_sets() -> list[dict[str, Any]]: ...
 def select_kernels(name: str | None = None) -> str: ...
 
+class BufferPool:
+    def __init__(self, bytes: int) -> None: ...
+
 class PackedMatrix:
-    def __init__(self, encoding: Layout, n: int, k: int, zero: int = 0, has_bias: bool = False) -> None: ...
+    def __init__(
+        self,
+        encoding: Layout,
+        n: int,
+        k: int,
+        zero: int = 0,
+        has_bias: bool = False,
+        pool: BufferPool | None = None,
+    ) -> None: ...
     def set_integer_rows(
         self,
         row: int,

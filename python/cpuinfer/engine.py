@@ -2,12 +2,14 @@
 
 There is no thread of its own: whichever caller is waiting runs the next step for everybody.  So generations started by
 several Python threads, or the prompts of one list, share every step.
+
+A signal handler may raise in the caller at almost any moment (Ctrl-C does).  So the list of requests is the only state,
+what is admitted is read off it, and a step that nobody could take the results of shows in the native session's lengths.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ from cpuinfer.request import NO_SEQUENCE, Feed, Request
 if TYPE_CHECKING:
     from cpuinfer import _core
 
+PATIENCE = 1.0
+"""Seconds after which a waiting caller looks again: one that is interrupted may end without waking the others."""
+
 
 class Engine:
     """Steps the sequences of one native session."""
@@ -26,11 +31,12 @@ class Engine:
         self._session = session
         self._batch = batch
         self._context = context
-        self._free_pages = cache_pages
-        self._changed = threading.Condition()
+        self._cache_pages = cache_pages
+        # Re-entrant: a signal handler may cancel, and the collector may close a stream, while the lock is held.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._stepping = False
-        self._waiting: deque[Request] = deque()
-        self._active: list[Request] = []
+        self._requests: list[Request] = []
 
     def submit(self, request: Request) -> None:
         """Queue a request.  Raises ContextFull when its prompt does not fit."""
@@ -40,8 +46,8 @@ class Engine:
                 "shorten it or load the model with a larger context"
             )
         request.pages = -(-request.most_tokens // PAGE_TOKENS)
-        with self._changed:
-            self._waiting.append(request)
+        with self._lock:
+            self._requests.append(request)
 
     def advance(self, request: Request) -> None:
         """Return once the request has something to take.  Raises what ended it, if an error did."""
@@ -54,35 +60,42 @@ class Engine:
     def _run_until(self, request: Request, reached: Callable[[], bool]) -> None:
         """Run steps for everybody, or wait while another thread does."""
         while True:
-            with self._changed:
-                while self._stepping and not reached():
-                    self._changed.wait()
-                if reached():
-                    break
-                self._stepping = True
-                self._reap()
-                work = self._compose()
+            claimed = False
             try:
+                with self._lock:
+                    if reached():
+                        break
+                    if self._stepping:
+                        self._changed.wait(PATIENCE)
+                        continue
+                    # No call may come between these two, nor before `_stepping` is reset: there a signal could raise.
+                    self._stepping = claimed = True
+                    self._reap()
+                    work = self._compose()
                 self._step(work)
             finally:
-                with self._changed:
+                if claimed:
                     self._stepping = False
-                    self._reap()
-                    self._changed.notify_all()
+                    self._settle()
         if request.error is not None:
             raise request.error
 
-    def drop(self, request: Request) -> None:
-        """The caller no longer waits: free what the request holds, now or after the step that runs."""
-        with self._changed:
+    def drop(self, *requests: Request) -> None:
+        """The caller no longer waits: free what the requests hold, now or after the step that runs."""
+        for request in requests:
             request.dropped = True
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._lock:
             if not self._stepping:
                 self._reap()
+            self._changed.notify_all()
 
     def cancel(self) -> None:
         """End every request there is; the step that runs is abandoned.  May be called from any thread."""
-        with self._changed:
-            for request in (*self._waiting, *self._active):
+        with self._lock:
+            for request in self._requests:
                 request.cancelled = True
             self._session.cancel()
 
@@ -91,21 +104,28 @@ class Engine:
 
         Called with the lock held.
         """
-        while self._waiting and self._waiting[0].pages <= self._free_pages and len(self._active) < self._batch:
-            request = self._waiting.popleft()
-            self._free_pages -= request.pages
-            request.sequence = self._session.open(request.sampler)
-            self._active.append(request)
-            request.begin()
+        self._admit()
+        active = [request for request in self._requests if request.sequence != NO_SEQUENCE]
         room = self._batch
         work = []
-        for request in sorted(self._active, key=lambda active: active.fed < len(active.prompt)):
+        for request in sorted(active, key=lambda request: request.fed < len(request.prompt)):
             if room == 0:
                 break
             feed = request.next_feed(room)
             room -= len(feed.tokens)
             work.append((request, feed))
         return work
+
+    def _admit(self) -> None:
+        """Open sequences in the order of the requests, as far as batch and cache have room."""
+        places, pages = self._batch, self._cache_pages
+        for request in self._requests:
+            places, pages = places - 1, pages - request.pages
+            if places < 0 or pages < 0:
+                break
+            if request.sequence == NO_SEQUENCE:
+                request.begin()
+                request.sequence = self._session.open(request.sampler)
 
     def _step(self, work: list[tuple[Request, Feed]]) -> None:
         if not work:
@@ -124,16 +144,23 @@ class Engine:
                 request.fail(result)
             else:
                 request.receive(feed, result)
+                request.fed += len(feed.tokens)
 
     def _reap(self) -> None:
         """Take out what is cancelled, done or dropped.  Called with the lock held and no step running."""
-        for request in (*self._waiting, *self._active):
+        for request in self._requests:
             if request.cancelled and not request.done:
                 request.finish_cancelled()
-        self._waiting = deque(request for request in self._waiting if not (request.done or request.dropped))
-        for request in self._active:
-            if (request.done or request.dropped) and request.sequence != NO_SEQUENCE:
-                self._session.close(request.sequence)
-                self._free_pages += request.pages
-                request.sequence = NO_SEQUENCE
-        self._active = [request for request in self._active if request.sequence != NO_SEQUENCE]
+            sequence = request.sequence
+            if sequence == NO_SEQUENCE:
+                continue
+            if not request.done and self._session.length(sequence) != request.fed:
+                request.fail(Cancelled("a signal interrupted another caller while it took the results of a step"))
+            if request.done or request.dropped:
+                request.sequence = NO_SEQUENCE  # first, so that nothing can close it twice
+                self._session.close(sequence)
+        self._requests = [
+            request
+            for request in self._requests
+            if request.sequence != NO_SEQUENCE or not (request.done or request.dropped)
+        ]

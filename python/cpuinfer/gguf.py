@@ -39,10 +39,12 @@ def read_config(checkpoint: Checkpoint) -> Config:
     head_dim = checkpoint.optional(f"{arch}.attention.key_length", int, hidden // heads, minimum=1, maximum=MOST_SIZE)
     value_dim = checkpoint.optional(f"{arch}.attention.value_length", int, head_dim, minimum=1, maximum=MOST_SIZE)
     if value_dim != head_dim:
-        raise UnsupportedModel(f"{checkpoint.path}: values of {value_dim} per head, keys of {head_dim}: must be equal")
+        raise UnsupportedModel(f"values of {value_dim} per head, keys of {head_dim}: must be equal")
     embedding = checkpoint.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise checkpoint.error("tensor token_embd.weight", "missing or not a matrix")
+    if embedding.shape[1] != hidden:
+        raise checkpoint.error("tensor token_embd.weight", f"shape {embedding.shape}, expected (*, {hidden})")
     return Config(
         model_type=arch,
         name=checkpoint.optional("general.name", str, ""),
@@ -75,7 +77,7 @@ def _read_rope(checkpoint: Checkpoint, arch: str, head_dim: int, layout: RopeLay
         factor = checkpoint.require(f"{arch}.rope.scaling.factor", float, minimum=1.0, maximum=1e6)
         factors = (factor,) * (dims // 2)
     elif scaling != "none":
-        raise UnsupportedModel(f"{checkpoint.path}: rope scaling {scaling!r}, supported: 'none', 'linear', Llama 3's")
+        raise UnsupportedModel(f"rope scaling {scaling!r}, supported: 'none', 'linear', Llama 3's")
     if ROPE_FACTORS in checkpoint.tensors:
         factors = _read_factors(checkpoint, dims // 2)
     return Rope(dims, base, layout, factors)
@@ -105,6 +107,6 @@ def tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
         layer = re.match(r"blk\.(\d+)\.", stem)
         pattern = re.sub(r"^blk\.\d+\.", "blk.{i}.", stem)
         if kind != "weight" or pattern not in known:
-            raise UnsupportedModel(f"{checkpoint.path}: tensor {tensor} is not part of the architecture as supported")
+            raise UnsupportedModel(f"tensor {tensor} is not part of the architecture as supported")
         names[known[pattern].replace("{i}", layer.group(1) if layer else "")] = tensor
     return names

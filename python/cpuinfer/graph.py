@@ -94,7 +94,8 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]]
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)
+    used: dict[str, None] = field(default_factory=dict)
+    """The tensors read, in the order of their first use."""
     _scope: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -143,14 +144,14 @@ class Graph:
         return out
 
     def attention(
-        self, q: Value, k: Value, v: Value, *, layer: int, heads: int, kv_heads: int, rope: Rope | None
+        self, q: Value, k: Value, v: Value, *, layer: int, heads: int, kv_heads: int, head_dim: int, rope: Rope | None
     ) -> Value:
         """Causal attention with grouped heads (arXiv 2305.13245), scores scaled by 1 / sqrt(head_dim)."""
         name = self._full("self_attn.attention")
-        head_dim = q.width // heads
         if q.width != heads * head_dim or k.width != kv_heads * head_dim or v.width != k.width or heads % kv_heads:
             raise UnsupportedModel(
-                f"{name}: widths {q.width}, {k.width}, {v.width} do not fit {heads} heads, {kv_heads} key-value heads"
+                f"{name}: widths {q.width}, {k.width}, {v.width} do not fit {heads} heads, {kv_heads} key-value heads "
+                f"of {head_dim}"
             )
         out = self._value(q.width)
         self.ops.append(Attention(name, q, k, v, out, layer, heads, kv_heads, head_dim, head_dim**-0.5, rope))
@@ -178,7 +179,7 @@ class Graph:
             raise UnsupportedModel(f"{name}: no such tensor in the checkpoint")
         if len(shape) != dims:
             raise UnsupportedModel(f"{name}: {len(shape)} dimensions, expected {dims}")
-        self.used.add(name)
+        self.used[name] = None
         return shape
 
     def _rows(self, name: str, x: Value) -> int:

@@ -69,7 +69,7 @@ class LLM:
         self.config: Config = blueprint.config
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
-        self.context, cache_pages = _fit_context(self.config, context)
+        self.context, cache_pages = _fit_context(self.config, context, self.threads)
         metadata = blueprint.checkpoint.metadata
         self.tokenizer = Tokenizer.from_metadata(metadata, str(self.path))
         if self.tokenizer.vocabulary > self.config.vocabulary:
@@ -165,8 +165,9 @@ class LLM:
 
     def cancel(self) -> None:
         """End all running generations, from any thread; they finish with reason "cancelled" and the text so far."""
-        if self._engine is not None:
-            self._engine.cancel()
+        engine = self._engine
+        if engine is not None:
+            engine.cancel()
 
     def close(self) -> None:
         """Free the weights and threads.  The LLM cannot be used after."""
@@ -233,15 +234,14 @@ class LLM:
             for request in requests:
                 engine.finish(request)
         finally:
-            for request in requests:
-                engine.drop(request)
+            engine.drop(*requests)
 
     def _stream(self, prompt: list[int], params: SamplingParams | None) -> Iterator[Chunk]:
         engine = self._alive()
         request = self._generation(prompt, params)
-        engine.submit(request)
         try:
-            while not request.done or request.chunks:
+            engine.submit(request)
+            while not request.done or request.chunks or request.error is not None:
                 engine.advance(request)
                 while request.chunks:
                     yield request.chunks.popleft()
@@ -260,22 +260,22 @@ def _check_threads(threads: int) -> int:
     return threads
 
 
-def _fit_context(config: Config, asked: int | None) -> tuple[int, int]:
+def _fit_context(config: Config, asked: int | None, threads: int) -> tuple[int, int]:
     """(context, cache pages): what was asked, or the model's own context as far as memory goes."""
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
         raise InvalidRequest(f"context: {asked!r}, expected a positive integer")
-    free = machine.available_memory()
-    pages = int(free * CACHE_SHARE) // loader.page_bytes(config)
-    context = config.context if asked is None else asked
-    if asked is None:
-        context = max(PAGE_TOKENS, min(context, pages * PAGE_TOKENS))
-    if pages * PAGE_TOKENS < context:
-        need = -(-context // PAGE_TOKENS) * loader.page_bytes(config)
+    budget = int(machine.available_memory() * CACHE_SHARE)
+    page = loader.page_bytes(config)
+    scores = PAGE_TOKENS * loader.score_bytes(threads)
+    most = budget // (page + scores) * PAGE_TOKENS
+    context = min(config.context, max(PAGE_TOKENS, most)) if asked is None else asked
+    if most < context:
+        need = -(-context // PAGE_TOKENS) * (page + scores)
         raise MemoryLimit(
-            f"a context of {context} needs {need / 2**20:.0f} MiB for keys and values, "
-            f"half of the free memory is {free * CACHE_SHARE / 2**20:.0f} MiB: ask for a smaller context"
+            f"a context of {context} needs {need / 2**20:.0f} MiB for keys, values and scores, "
+            f"half of the free memory is {budget / 2**20:.0f} MiB: ask for a smaller context"
         )
-    return context, pages
+    return context, (budget - -(-context // PAGE_TOKENS) * scores) // page
 
 
 def _completion(request: Generation) -> Completion:

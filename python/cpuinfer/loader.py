@@ -28,6 +28,8 @@ PANEL = 16
 """Rows of a packed panel; packing goes by whole panels."""
 CHUNK_BYTES = 1 << 20
 """Of a tensor, read and packed at once by a thread."""
+PARTS, CACHE_LINE = 3, 64
+"""A packed matrix is at most codes, scales and biases, each from a cache line on."""
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
 OVERHEAD = 90 << 20
@@ -57,32 +59,51 @@ class Blueprint:
 
 
 def open_model(path: str | Path) -> Blueprint:
-    """Open a model file and record its graph.  Reads no weights."""
+    """Open a model file and record its graph.  Reads no weights.
+
+    Raises CheckpointError for a damaged file, UnsupportedModel or UnsupportedFormat, all naming the file.
+    """
     checkpoint = open_checkpoint(Path(path))
-    config = gguf.read_config(checkpoint)
-    names = gguf.tensor_names(checkpoint)
-    graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
-    logits = models.find(config.model_type).build(graph, config)
-    unused = sorted(set(names) - graph.used)
-    if unused:
-        raise UnsupportedModel(f"{path}: tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
+    try:
+        config = gguf.read_config(checkpoint)
+        names = gguf.tensor_names(checkpoint)
+        graph = Graph({ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()})
+        logits = models.find(config.model_type).build(graph, config)
+        unused = sorted(set(names) - graph.used.keys())
+        if unused:
+            raise UnsupportedModel(f"tensor {names[unused[0]]} has no place in the model ({len(unused)} such)")
+        for name in sorted(graph.used):
+            _check_encoding(checkpoint.tensors[names[name]])
+    except (UnsupportedModel, UnsupportedFormat) as error:
+        raise type(error)(f"{path}: {error}") from None
     return Blueprint(checkpoint, config, graph, logits, names)
+
+
+def _check_encoding(info: TensorInfo) -> None:
+    try:
+        formats.find(info.encoding)
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"tensor {info.name}: {error}") from None
 
 
 def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
     """Read and pack every weight with `threads` threads, and write the program down."""
+    from cpuinfer import _core
+
     matrices: dict[str, _core.PackedMatrix] = {}
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     tasks: list[Callable[[], None]] = []
-    for name in sorted(blueprint.graph.used, key=lambda used: blueprint.tensor(used).bytes, reverse=True):
+    sizes = [packed_bytes(blueprint.tensor(name)) for name in blueprint.graph.used]
+    pool = _core.BufferPool(sum(sizes) + PARTS * CACHE_LINE * len(sizes))
+    for name in blueprint.graph.used:
         info = blueprint.tensor(name)
         if len(info.shape) == 1:
             vectors[name] = _finite(blueprint, name)
             continue
-        matrices[name] = _new_matrix(info, blueprint.checkpoint.path)
+        matrices[name] = _new_matrix(info, pool)
         tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda task: task(), tasks):
+    with ThreadPoolExecutor(threads) as executor:
+        for _ in executor.map(lambda task: task(), tasks):
             pass
     return _write_program(blueprint, matrices, vectors)
 
@@ -94,15 +115,12 @@ def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def _new_matrix(info: TensorInfo, path: Path) -> _core.PackedMatrix:
+def _new_matrix(info: TensorInfo, pool: _core.BufferPool) -> _core.PackedMatrix:
     from cpuinfer import _core
 
-    try:
-        form = formats.find(info.encoding)
-    except UnsupportedFormat as error:
-        raise UnsupportedFormat(f"{path}: tensor {info.name}: {error}") from None
+    form = formats.find(info.encoding)
     rows, columns = info.shape
-    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias)
+    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias, pool=pool)
 
 
 def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.PackedMatrix) -> list[Callable[[], None]]:
@@ -166,6 +184,11 @@ def page_bytes(config: Config) -> int:
     return config.layers * config.kv_heads * PAGE_TOKENS * (config.head_dim + padded) * 2
 
 
+def score_bytes(threads: int) -> int:
+    """Bytes of attention scores for each position of the context: fp32, 8 rows of a tile for each thread."""
+    return threads * 8 * 4
+
+
 def packed_bytes(info: TensorInfo) -> int:
     """Bytes a tensor takes when packed: its own bits, rows padded to whole panels."""
     if len(info.shape) == 1:
@@ -216,8 +239,8 @@ def describe(path: str | Path, context: int | None = None) -> Description:
 def scratch_bytes(config: Config, context: int, *, batch: int = 512, threads: int | None = None) -> int:
     """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention scores per thread."""
     width = 3 * config.hidden + config.feed_forward + (config.heads + 2 * config.kv_heads) * config.head_dim
-    scores = (threads or os.cpu_count() or 1) * 8 * context
-    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary + scores)
+    scores = score_bytes(threads or os.cpu_count() or 1) * context
+    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary) + scores
 
 
 def _kind(name: str) -> str:

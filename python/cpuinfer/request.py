@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ NO_SEQUENCE = -1
 """Not admitted yet, or no longer."""
 
 
-class Request:
+class Request(ABC):
     """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
 
     sampler: _core.Sampler | None = None
@@ -63,16 +64,16 @@ class Request:
         """There is something for the caller to take."""
         return self.done
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027, most have nothing to do
         """Called when the scheduler admits it."""
 
+    @abstractmethod
     def next_feed(self, room: int) -> Feed:
         """At most `room` >= 1 tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, feed: Feed, result: Any) -> None:
-        """Take the result of a feed."""
-        raise NotImplementedError
+        """Take the result of a feed; `fed` still counts the tokens before it."""
 
     def fail(self, error: Exception) -> None:
         """End with an error for the caller."""
@@ -97,9 +98,8 @@ class Scoring(Request):
         return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.logprobs.extend(float(value) for value in result)
-        if self.fed == len(self.prompt):
+        if self.fed + len(feed.tokens) == len(self.prompt):
             self.logprobs = self.logprobs[: len(self.prompt)]
             self.done = True
 
@@ -115,9 +115,8 @@ class Logits(Request):
         return Feed(self.prompt[self.fed : self.fed + room], "logits")
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.fed += len(feed.tokens)
         self.rows.append(result)
-        self.done = self.fed == len(self.prompt)
+        self.done = self.fed + len(feed.tokens) == len(self.prompt)
 
 
 class Generation(Request):
@@ -171,7 +170,6 @@ class Generation(Request):
         return Feed(self.prompt[self.fed : end], "sample" if end == len(self.prompt) else "nothing")
 
     def receive(self, feed: Feed, result: Any) -> None:
-        self.fed += len(feed.tokens)
         if feed.want == "nothing":
             return
         token, logprob, top = result

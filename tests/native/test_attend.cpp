@@ -69,7 +69,7 @@ std::vector<float> attend(const KernelSet& set, const Cache& cache, const std::v
 
 // The same in double, with a bound on what fp32 may differ.  u = 2^-24.  A score errs by at most
 // e = (dim + 2) u |scale| sum |q k|; an exponential of a difference of scores by the factor exp(2 e) and 3 roundings of
-// its own (its 2.3 units, the subtraction's u |s - max| counted in e); numerator and sum add t + 1 roundings each.
+// its own (its 1.6 units, the subtraction's u |s - max| counted in e); numerator and sum add t + 1 roundings each.
 void check_near_double(const Cache& cache, const std::vector<float>& q, const std::vector<int64_t>& limits, float scale,
                        const std::vector<float>& got) {
   const double u = 0x1p-24;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
@@ -11,9 +12,10 @@ from cpuinfer.formats.canonical import Format
 _SHARED = "canonical"
 
 
-def supported() -> list[str]:
+@functools.cache
+def supported() -> tuple[str, ...]:
     """The encodings that ``find`` knows, sorted."""
-    return sorted(module.name.upper() for module in pkgutil.iter_modules(__path__) if module.name != _SHARED)
+    return tuple(sorted(module.name.upper() for module in pkgutil.iter_modules(__path__) if module.name != _SHARED))
 
 
 def find(encoding: str) -> Format:

@@ -25,9 +25,9 @@ class Architecture:
     """Converters to GGUF permute the rows of some architectures' query and key weights."""
 
 
-def supported() -> list[str]:
+def supported() -> tuple[str, ...]:
     """The model types this release runs."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def find(model_type: str) -> Architecture:

@@ -33,7 +33,7 @@ def build(g: Graph, c: Config) -> Value:
         with g.scope(f"model.layers.{i}"):
             h = g.norm(x, "input_layernorm", c.norm_eps)
             q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-            a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, rope=c.rope)
+            a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
             x = g.linear(a, "self_attn.o_proj", residual=x)
             h = g.norm(x, "post_attention_layernorm", c.norm_eps)
             m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act="silu")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from cpuinfer.errors import DownloadError
@@ -60,14 +61,18 @@ def _watch(pip: subprocess.Popen[bytes], folder: Path, advance: Advance) -> None
             pip.wait(POLL)
             return
         except subprocess.TimeoutExpired:
-            advance(max((_size(file) for file in folder.rglob("*.whl")), default=0))
+            advance(_largest_wheel(folder))
 
 
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # moved or deleted by pip meanwhile
-        return 0
+def _largest_wheel(folder: Path) -> int:
+    """Bytes. pip deletes folders meanwhile: os.walk passes over what is gone, where Path.rglob raises."""
+    largest = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(OSError):
+                    largest = max(largest, Path(root, name).stat().st_size)
+    return largest
 
 
 def _reason(requirement: str, code: int, output: str) -> str:

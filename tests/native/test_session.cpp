@@ -1,0 +1,211 @@
+// Sessions of a tiny random model: the same bits for any threads and batch, cancelling from another thread, pages
+// reused.
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <random>
+#include <thread>
+
+#include "check.h"
+#include "kernels/dispatch.h"
+#include "runtime/session.h"
+
+using namespace cpuinfer;
+
+namespace {
+
+constexpr int64_t kHidden = 96, kHeads = 3, kKvHeads = 1, kHeadDim = 32, kWide = 160, kVocabulary = 101;
+constexpr int kLayers = 3;
+
+std::shared_ptr<const PackedMatrix> random_matrix(int64_t n, int64_t k, Encoding encoding, std::mt19937& random) {
+  const bool nibbles = encoding == Encoding::kInt4;
+  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, nibbles ? 8 : 128, false);
+  std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % (nibbles ? 16 : 256));
+  const uint16_t scale = nibbles ? 0x2800 : 0x1800;  // fp16 2^-5 and 2^-9
+  const std::vector<uint16_t> scales(static_cast<std::size_t>(n * k / kGroup), scale);
+  matrix->set_integer_rows(0, n, codes.data(), scales.data(), nullptr);
+  return matrix;
+}
+
+std::shared_ptr<const Program> make_program() {
+  std::mt19937 random(1);
+  auto program = std::make_shared<Program>(Rope{std::vector<double>(kHeadDim / 2, 0.1), true});
+  const auto matrix = [&](int64_t n, int64_t k) { return random_matrix(n, k, Encoding::kInt4, random); };
+  const Norm norm{std::vector<float>(kHidden, 1.0f), 1e-5f};
+  const auto table = random_matrix(kVocabulary, kHidden, Encoding::kInt8, random);
+  ValueId x = program->add_embed("embed", table);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    const auto qkv = program->add_linears("qkv", x, norm,
+                                          {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden),
+                                           matrix(kKvHeads * kHeadDim, kHidden)},
+                                          kNoValue);
+    const ValueId a = program->add_attention("attention", qkv[0], qkv[1], qkv[2],
+                                             {layer, kHeads, kKvHeads, kHeadDim, 1 / std::sqrt(float{kHeadDim})});
+    x = program->add_linears("out", a, {}, {matrix(kHidden, kHeads * kHeadDim)}, x)[0];
+    const ValueId m = program->add_glu("glu", x, norm, matrix(kWide, kHidden), matrix(kWide, kHidden));
+    x = program->add_linears("down", m, {}, {matrix(kHidden, kWide)}, x)[0];
+  }
+  program->add_linears("head", x, norm, {table}, kNoValue);
+  return program;
+}
+
+SessionOptions options(int threads) { return {threads, 64, 200, 40, false}; }
+
+std::vector<int32_t> text(int length, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(static_cast<std::size_t>(length));
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % kVocabulary);
+  return tokens;
+}
+
+std::vector<float> logits(Session& session, const std::vector<int32_t>& tokens, std::size_t chunk) {
+  const int64_t id = session.open(nullptr);
+  std::vector<float> all;
+  for (std::size_t at = 0; at < tokens.size(); at += chunk) {
+    const std::size_t end = std::min(tokens.size(), at + chunk);
+    Feed feed{id, {tokens.begin() + static_cast<long>(at), tokens.begin() + static_cast<long>(end)}, Want::kLogits, {}};
+    const auto results = session.step({feed}, nullptr);
+    all.insert(all.end(), results[0].logits.begin(), results[0].logits.end());
+  }
+  session.close(id);
+  return all;
+}
+
+Fault fault_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.fault();
+  }
+  return Fault::kUnsupportedCpu;  // no fault at all: none of those expected
+}
+
+}  // namespace
+
+TEST("logits do not depend on threads or on how a text is cut") {
+  const auto program = make_program();
+  const std::vector<int32_t> tokens = text(70, 2);
+  Session alone(program, select_kernels(), options(1));
+  const std::vector<float> expected = logits(alone, tokens, 64);
+  for (const int threads : {1, 2, 3, 7}) {
+    Session session(program, select_kernels(), options(threads));
+    for (const std::size_t chunk : {1, 2, 17, 33, 64}) CHECK(logits(session, tokens, chunk) == expected);
+  }
+}
+
+TEST("sequences of one step do not touch each other") {
+  const auto program = make_program();
+  Session session(program, select_kernels(), options(3));
+  std::vector<Feed> feeds;
+  std::vector<std::vector<float>> expected;
+  for (const int length : {1, 2, 5, 17, 31}) {
+    const std::vector<int32_t> tokens = text(length, static_cast<unsigned>(length));
+    expected.push_back(logits(session, tokens, 64));
+    feeds.push_back({session.open(nullptr), tokens, Want::kLogits, {}});
+  }
+  const auto results = session.step(feeds, nullptr);
+  for (std::size_t i = 0; i < feeds.size(); ++i) CHECK(results[i].logits == expected[i]);
+}
+
+TEST("sampled sequences repeat with their seeds") {
+  const auto program = make_program();
+  std::vector<int32_t> first;
+  for (const int threads : {1, 3}) {
+    Session session(program, select_kernels(), options(threads));
+    std::vector<Feed> feeds;
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      SamplerOptions sampling;
+      sampling.seed = seed;
+      feeds.push_back({session.open(std::make_shared<Sampler>(sampling, kVocabulary)), {3}, Want::kSample, {}});
+    }
+    std::vector<int32_t> tokens;
+    for (int step = 0; step < 10; ++step) {
+      const auto results = session.step(feeds, nullptr);
+      for (std::size_t i = 0; i < feeds.size(); ++i) {
+        feeds[i].tokens = {results[i].sampled.token};
+        tokens.push_back(results[i].sampled.token);
+      }
+    }
+    if (first.empty()) first = tokens;
+    CHECK(tokens == first);
+  }
+}
+
+TEST("a step cancelled at any moment moves nothing and the next one is right") {
+  const auto program = make_program();
+  Session session(program, select_kernels(), options(3));
+  const std::vector<int32_t> tokens = text(64, 4);
+  const std::vector<float> expected = logits(session, tokens, 64);
+  std::atomic<bool> stop{false};
+  std::thread other([&] {
+    while (!stop.load()) {
+      session.cancel();
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  });
+  int cancelled = 0;
+  for (int i = 0; i < 50; ++i) {
+    const int64_t id = session.open(nullptr);
+    const Feed feed{id, tokens, Want::kLogits, {}};
+    try {
+      CHECK(session.step({feed}, nullptr)[0].logits == expected);
+    } catch (const Error& error) {
+      CHECK(error.fault() == Fault::kCancelled);
+      CHECK_EQ(session.length(id), 0);
+      ++cancelled;
+    }
+    session.close(id);
+  }
+  stop.store(true);
+  other.join();
+  CHECK(cancelled > 0);
+  CHECK(logits(session, tokens, 64) == expected);
+}
+
+TEST("a step shorter than the interval is not interrupted") {
+  Session session(make_program(), select_kernels(), options(2));
+  const Feed feed{session.open(nullptr), text(64, 5), Want::kNothing, {}};
+  const auto always = []() noexcept { return true; };
+  // The first question comes after 50 ms; these steps are shorter, so none is asked.
+  for (int i = 0; i < 2; ++i) session.step({feed}, always);
+  CHECK_EQ(session.length(feed.sequence), 128);
+}
+
+TEST("pages are given back and a full cache is an error that takes nothing") {
+  Session session(make_program(), select_kernels(), options(2));
+  for (int round = 0; round < 5; ++round) {
+    std::vector<int64_t> open;
+    for (int i = 0; i < 20; ++i) {  // 20 x 2 pages: all there are
+      open.push_back(session.open(nullptr));
+      session.step({{open.back(), text(64, 6), Want::kNothing, {}}}, nullptr);
+    }
+    CHECK_EQ(session.cache().used(), 40);
+    const int64_t more = session.open(nullptr);
+    CHECK(fault_of([&] { session.step({{more, text(1, 6), Want::kNothing, {}}}, nullptr); }) == Fault::kMemory);
+    CHECK_EQ(session.length(more), 0);
+    session.close(more);
+    for (const int64_t id : open) session.close(id);
+    CHECK_EQ(session.cache().used(), 0);
+  }
+}
+
+TEST("what a caller may get wrong is refused") {
+  Session session(make_program(), select_kernels(), options(2));
+  const int64_t id = session.open(nullptr);
+  const auto step = [&](Feed feed) { return fault_of([&] { session.step({std::move(feed)}, nullptr); }); };
+  CHECK(step({id, {}, Want::kNothing, {}}) == Fault::kInvalid);
+  CHECK(step({id, {kVocabulary}, Want::kNothing, {}}) == Fault::kInvalid);
+  CHECK(step({id, {-1}, Want::kNothing, {}}) == Fault::kInvalid);
+  CHECK(step({id, {1}, Want::kSample, {}}) == Fault::kInvalid);
+  CHECK(step({id, {1}, Want::kScores, {}}) == Fault::kInvalid);
+  CHECK(step({id, {1}, Want::kScores, {kVocabulary}}) == Fault::kInvalid);
+  CHECK(step({id, text(65, 7), Want::kNothing, {}}) == Fault::kInvalid);
+  CHECK(step({id + 1, {1}, Want::kNothing, {}}) == Fault::kInvalid);
+  for (int i = 0; i < 4; ++i) session.step({{id, text(50, 8), Want::kNothing, {}}}, nullptr);
+  CHECK(step({id, {1}, Want::kNothing, {}}) == Fault::kContextFull);
+  CHECK(fault_of([&] { session.close(id + 1); }) == Fault::kInvalid);
+}
+
+int main() { return check::run_all(); }
