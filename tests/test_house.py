@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cpuinfer import loader, machine, reference
+from cpuinfer.formats import canonical
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "cpuinfer"
 CSRC = ROOT / "csrc"
@@ -102,6 +105,21 @@ def test_includes_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", [*SOURCES, *NATIVE], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < MOST_LINES
+
+
+@pytest.mark.parametrize(
+    ("header", "constant", "value"),
+    [
+        ("kernels/kernels.h", "kLanes", loader.PANEL),
+        ("kernels/kernels.h", "kGroup", canonical.GROUP),
+        ("kernels/kernels.h", "kGroup", reference.GROUP),
+        ("kernels/kernels.h", "kPageTokens", loader.PAGE_TOKENS),
+        ("core/worker_team.h", "kMostWorkers", machine.MOST_THREADS),
+    ],
+)
+def test_a_number_both_languages_name_is_the_same(header: str, constant: str, value: int) -> None:
+    found = re.findall(rf"\b{constant} = (\d+);", (CSRC / header).read_text(encoding="utf-8"))
+    assert found == [str(value)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

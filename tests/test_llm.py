@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 
-from cpuinfer import LLM, SamplingParams
+from cpuinfer import LLM, SamplingParams, loader
 from cpuinfer.errors import (
     Cancelled,
     CheckpointError,
@@ -39,6 +39,11 @@ PROMPTS = ["The", "Why is the sky blue?", "1, 2, 3, 4, 5,", "naïve café 日本
 def llm(tiny_model: Path) -> Iterator[LLM]:
     with LLM(tiny_model, threads=2) as model:
         yield model
+
+
+def test_the_sizes_a_description_states_are_those_the_core_takes(tiny_model: Path, llm: LLM) -> None:
+    assert loader.describe(tiny_model).memory.weights == llm._session.weight_bytes
+    assert loader.page_bytes(llm.config) == llm._session.page_bytes
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

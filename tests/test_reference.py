@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cpuinfer import models
-from cpuinfer.config import Config, Rope, llama3_factors
+from cpuinfer.config import Config, Rope
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.reference import Reference, quantisation_step, quantise
 
 SHAPE = {"layers": 2, "hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "feed_forward": 80, "vocabulary": 50}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def make_config(*, tied: bool, rope: Rope) -> Config:
@@ -47,22 +55,8 @@ def make_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def test_the_oracle_computes_what_transformers_computes(tied: bool, scaled: bool) -> None:
     torch = pytest.importorskip("torch", reason="needs the parity extra")
     transformers = pytest.importorskip("transformers", reason="needs the parity extra")
-    factors = (
-        llama3_factors(
-            dims=8,
-            base=10000.0,
-            factor=LLAMA3["factor"],
-            low_freq_factor=LLAMA3["low_freq_factor"],
-            high_freq_factor=LLAMA3["high_freq_factor"],
-            original_context=64,
-        )
-        if scaled
-        else ()
-    )
-    config = make_config(tied=tied, rope=Rope(8, 10000.0, "halves", factors))
-    graph = Graph(make_shapes(config))
-    models.find("llama").build(graph, config)
-    scaling = {"rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}
+    rope = Rope(8, 10000.0, "halves")
+    config = make_config(tied=tied, rope=rope)
     theirs_config = transformers.LlamaConfig(
         hidden_size=config.hidden,
         intermediate_size=config.feed_forward,
@@ -74,7 +68,7 @@ def test_the_oracle_computes_what_transformers_computes(tied: bool, scaled: bool
         max_position_embeddings=512,
         rms_norm_eps=config.norm_eps,
         rope_theta=10000.0,
-        rope_scaling=scaling if scaled else None,
+        rope_scaling=LLAMA3 if scaled else None,
         tie_word_embeddings=tied,
         attn_implementation="eager",
     )
@@ -83,6 +77,11 @@ def test_the_oracle_computes_what_transformers_computes(tied: bool, scaled: bool
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
+    if scaled:
+        turns = theirs.model.rotary_emb.inv_freq.numpy()
+        config = replace(config, rope=replace(rope, factors=tuple(rope.inverse_frequencies() / turns)))
+    graph = Graph(make_shapes(config))
+    models.find("llama").build(graph, config)
     weights = {name.removesuffix(".weight"): p.detach().numpy() for name, p in theirs.named_parameters()}
     tokens = np.random.default_rng(0).integers(0, config.vocabulary, 150)
     with torch.no_grad():
@@ -125,10 +124,7 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named() -> None:
 def test_an_option_the_description_does_not_know_is_refused() -> None:
     config = make_config(tied=True, rope=Rope(8, 10000.0, "halves"))
     with pytest.raises(UnsupportedModel, match="expert_count is 8"):
-        Config(
-            **{name: getattr(config, name) for name in config.__slots__ if name != "options"},
-            options={"expert_count": 8},
-        ).expect(expert_count=0)
+        replace(config, options={"expert_count": 8}).expect(expert_count=0)
 
 
 def test_quantised_activations_are_off_by_half_a_step_at_most() -> None:

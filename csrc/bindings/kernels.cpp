@@ -20,29 +20,14 @@ namespace cpuinfer {
 
 namespace {
 
-constexpr std::pair<const char*, Encoding> kEncodings[] = {{"int4", Encoding::kInt4},
-                                                           {"int8", Encoding::kInt8},
-                                                           {"f16", Encoding::kF16},
-                                                           {"bf16", Encoding::kBF16},
-                                                           {"f32", Encoding::kF32}};
-
 [[noreturn]] void invalid(const std::string& message) { throw Error(Fault::kInvalid, message); }
 
 Encoding encoding_named(const std::string& name) {
-  for (const auto& [known, encoding] : kEncodings) {
-    if (name == known) return encoding;
+  for (const Encoding encoding : {Encoding::kInt4, Encoding::kInt8, Encoding::kF16, Encoding::kBF16, Encoding::kF32}) {
+    if (name == encoding_name(encoding)) return encoding;
   }
   invalid("encoding '" + name + "': expected int4, int8, f16, bf16 or f32");
 }
-
-const char* encoding_name(Encoding encoding) {
-  for (const auto& [name, known] : kEncodings) {
-    if (encoding == known) return name;
-  }
-  return "unknown";
-}
-
-bool is_integer(const Weights& w) { return w.encoding == Encoding::kInt4 || w.encoding == Encoding::kInt8; }
 
 std::string shape_text(const py::array& array) {
   std::string text = "(";
@@ -70,7 +55,7 @@ void check_range(const Weights& w, int64_t row, int64_t rows) {
 void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes, const py::array& scale,
                       const std::optional<py::array>& bias) {
   const Weights& w = matrix.view();
-  if (!is_integer(w)) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
+  if (!is_integer(w.encoding)) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
   if (bias.has_value() != (w.bias != nullptr)) {
     invalid(w.bias ? "bias: missing, the matrix has one" : "bias: given, the matrix has none");
   }
@@ -87,7 +72,7 @@ void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes,
 
 void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) {
   const Weights& w = matrix.view();
-  if (is_integer(w)) invalid(std::string("float rows for a matrix of ") + encoding_name(w.encoding));
+  if (is_integer(w.encoding)) invalid(std::string("float rows for a matrix of ") + encoding_name(w.encoding));
   const char* dtype = w.encoding == Encoding::kF32 ? "float32" : w.encoding == Encoding::kF16 ? "float16" : "uint16";
   const int64_t rows = check_array(values, "values", dtype, -1, w.k);
   check_range(w, row, rows);
@@ -122,7 +107,7 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   const Weights& w = matrix.view();
   const KernelSet& set = set_for(isa);
   const int64_t m = check_array(x, "x", "float32", -1, w.k);
-  const int64_t panels = (w.n + kLanes - 1) / kLanes, ldy = panels * kLanes;
+  const int64_t panels = matrix.panels(), ldy = panels * kLanes;
   py::array_t<float> y({m, w.n});
   const auto* in = static_cast<const float*>(x.data());
   float* out = y.mutable_data();
@@ -131,9 +116,11 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   for (int64_t row = 0; row < m; row += kTileRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));
     const float* tile_x = in + row * w.k;
-    Tile tile(is_integer(w) ? rows : 0, w.k);
-    if (is_integer(w)) set.quantize(tile_x, w.k, w.k, tile.rows);
-    const auto kernel = !is_integer(w) ? set.gemm_float : w.encoding == Encoding::kInt4 ? set.gemm_int4 : set.gemm_int8;
+    Tile tile(is_integer(w.encoding) ? rows : 0, w.k);
+    if (is_integer(w.encoding)) set.quantize(tile_x, w.k, w.k, tile.rows);
+    const auto kernel = !is_integer(w.encoding)         ? set.gemm_float
+                        : w.encoding == Encoding::kInt4 ? set.gemm_int4
+                                                        : set.gemm_int8;
     kernel({&w, 0, panels, tile.rows, tile_x, w.k, rows, padded.data(), ldy});
     for (int r = 0; r < rows; ++r) std::copy_n(padded.data() + r * ldy, w.n, out + (row + r) * w.n);
   }

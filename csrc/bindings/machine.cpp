@@ -16,7 +16,7 @@ namespace {
 
 std::vector<std::string> names_of(uint32_t features) {
   std::vector<std::string> names;
-  for (const CpuFeature feature : {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAmxInt8}) {
+  for (const CpuFeature feature : kCpuFeatures) {
     if (features & feature) names.emplace_back(feature_name(feature));
   }
   return names;

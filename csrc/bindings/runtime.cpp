@@ -12,19 +12,19 @@ namespace py = pybind11;
 namespace cpuinfer {
 namespace {
 
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 using Released = py::call_guard<ReleasedGil>;  // what may wait for a running step
 using MatrixList = std::vector<std::shared_ptr<PackedMatrix>>;
 
-template <typename T, int flags>
-std::vector<T> to_vector(const py::array_t<T, flags>& array) {
+template <typename T>
+std::vector<T> to_vector(const Array<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
 Norm make_norm(const py::object& weight, float eps) {
   if (weight.is_none()) return {};
-  return {to_vector(weight.cast<FloatArray>()), eps};
+  return {to_vector(weight.cast<Array<float>>()), eps};
 }
 
 // Asked on the main thread, the only one to handle signals, while a step runs without the GIL: lets Python's signal
@@ -104,7 +104,7 @@ py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) 
 
 void bind_runtime(py::module_& m) {
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A forward pass as a flat list of ops.")
-      .def(py::init([](const DoubleArray& inverse_frequency, bool interleaved) {
+      .def(py::init([](const Array<double>& inverse_frequency, bool interleaved) {
              return std::make_shared<Program>(Rope{to_vector(inverse_frequency), interleaved});
            }),
            py::kw_only(), py::arg("inverse_frequency"), py::arg("interleaved"))
@@ -141,10 +141,8 @@ void bind_runtime(py::module_& m) {
       .def("cancel", &Session::cancel)
       .def("value", &read_value)
       .def("dump", [](const Session& self) { return self.plan().dump(); })
-      .def_property_readonly("isa", &Session::isa)
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
-      .def_property_readonly("arena_bytes", [](const Session& self) { return self.plan().arena_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })
       .def_property_readonly("pages_used", [](const Session& self) { return self.cache().used(); });
 }

@@ -5,9 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "core/error.h"
@@ -18,24 +19,27 @@ namespace cpuinfer {
 namespace {
 
 template <typename T>
-std::span<const T> row(const py::array_t<T, py::array::c_style | py::array::forcecast>& array) {
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+std::span<const T> row(const Array<T>& array) {
   if (array.ndim() != 1) {
     throw Error(Fault::kInvalid, "an array of " + std::to_string(array.ndim()) + " dimensions, expected 1");
   }
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
-Stage stage_named(std::string_view name) {
-  constexpr std::pair<std::string_view, Stage> kStages[] = {{"penalties", Stage::kPenalties},
-                                                            {"top_k", Stage::kTopK},
-                                                            {"top_p", Stage::kTopP},
-                                                            {"min_p", Stage::kMinP},
-                                                            {"temperature", Stage::kTemperature}};
-  for (const auto& [known, stage] : kStages) {
-    if (known == name) return stage;
+// In the order of Stage, which is also the default order.
+constexpr const char* kStageNames[] = {"penalties", "top_k", "top_p", "min_p", "temperature"};
+static_assert(std::size(kStageNames) == static_cast<std::size_t>(Stage::kTemperature) + 1);
+
+Stage stage_named(const std::string& name) {
+  std::string known;
+  for (std::size_t i = 0; i < std::size(kStageNames); ++i) {
+    if (name == kStageNames[i]) return static_cast<Stage>(i);
+    known += (i == 0 ? "" : ", ") + std::string(kStageNames[i]);
   }
-  throw Error(Fault::kInvalid,
-              "order: unknown stage '" + std::string(name) + "', expected penalties, top_k, top_p, min_p, temperature");
+  throw Error(Fault::kInvalid, "order: unknown stage '" + name + "', expected " + known);
 }
 
 std::shared_ptr<Sampler> make(int32_t vocabulary, double temperature, int32_t top_k, double top_p, double min_p,
@@ -50,7 +54,7 @@ std::shared_ptr<Sampler> make(int32_t vocabulary, double temperature, int32_t to
 }
 
 // (token, log-probability or None, alternatives or None)
-py::tuple sample(Sampler& sampler, const py::array_t<float, py::array::c_style | py::array::forcecast>& logits) {
+py::tuple sample(Sampler& sampler, const Array<float>& logits) {
   const Sampled sampled = sampler.sample(row(logits));
   if (std::isnan(sampled.logprob)) return py::make_tuple(sampled.token, py::none(), py::none());
   return py::make_tuple(sampled.token, sampled.logprob, sampled.top);
@@ -60,7 +64,7 @@ py::tuple sample(Sampler& sampler, const py::array_t<float, py::array::c_style |
 
 void bind_sampler(py::module_& m) {
   const SamplerOptions defaults;
-  const std::vector<std::string> order = {"penalties", "top_k", "top_p", "min_p", "temperature"};
+  const std::vector<std::string> order(std::begin(kStageNames), std::end(kStageNames));
   py::class_<Sampler, std::shared_ptr<Sampler>>(m, "Sampler")
       .def(py::init(&make), py::kw_only(), py::arg("vocabulary"), py::arg("temperature") = defaults.temperature,
            py::arg("top_k") = defaults.top_k, py::arg("top_p") = defaults.top_p, py::arg("min_p") = defaults.min_p,

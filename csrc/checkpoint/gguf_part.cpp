@@ -36,20 +36,21 @@ constexpr TypeRecord kTypes[] = {{"uint8", 1},  {"int8", 1},    {"uint16", 2}, {
 GgufType read_type(HeaderCursor& in) {
   const auto id = in.number<uint32_t>();
   if (id >= std::size(kTypes)) {
-    in.fail("value type " + number_text(id) + " is unknown, expected 0 to " + number_text(std::size(kTypes) - 1));
+    in.fail("value type " + std::to_string(id) + " is unknown, expected 0 to " + std::to_string(std::size(kTypes) - 1));
   }
   return static_cast<GgufType>(id);
 }
 
 void skip_strings(HeaderCursor& in, uint64_t count) {
   if (count > in.remaining() / sizeof(uint64_t)) {
-    in.fail("declares " + number_text(count) + " strings, but only " + number_text(in.remaining()) + " bytes are left");
+    in.fail("declares " + std::to_string(count) + " strings, but only " + std::to_string(in.remaining()) +
+            " bytes are left");
   }
   for (uint64_t i = 0; i < count; ++i) {
     const auto length = in.number<uint64_t>();
     if (length > in.remaining()) {
-      in.fail("string " + number_text(i) + " declares " + number_text(length) + " bytes, but only " +
-              number_text(in.remaining()) + " are left");
+      in.fail("string " + std::to_string(i) + " declares " + std::to_string(length) + " bytes, but only " +
+              std::to_string(in.remaining()) + " are left");
     }
     in.skip(length);
   }
@@ -57,14 +58,14 @@ void skip_strings(HeaderCursor& in, uint64_t count) {
 
 void skip_numbers(HeaderCursor& in, GgufType type, uint64_t count) {
   if (count > in.remaining() / type_bytes(type)) {
-    in.fail("declares " + number_text(count) + " values of type " + type_name(type) + ", but only " +
-            number_text(in.remaining()) + " bytes are left");
+    in.fail("declares " + std::to_string(count) + " values of type " + type_name(type) + ", but only " +
+            std::to_string(in.remaining()) + " bytes are left");
   }
   if (type != GgufType::kBool) return in.skip(count * type_bytes(type));
   for (uint64_t i = 0; i < count; ++i) {
     const auto value = in.number<uint8_t>();
     if (value > 1)
-      in.fail("element " + number_text(i) + " is a bool of value " + number_text(value) + ", expected 0 or 1");
+      in.fail("element " + std::to_string(i) + " is a bool of value " + std::to_string(value) + ", expected 0 or 1");
   }
 }
 
@@ -91,7 +92,7 @@ GgufValue read_value(HeaderCursor& in) {
 
 std::string shape_text(const std::vector<uint64_t>& shape) {
   std::string text = "(";
-  for (const uint64_t size : shape) text += (text.size() > 1 ? ", " : "") + number_text(size);
+  for (const uint64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + ")";
 }
 
@@ -99,8 +100,8 @@ std::string shape_text(const std::vector<uint64_t>& shape) {
 void measure(const HeaderCursor& in, GgufTensor& tensor) {
   const uint64_t row = tensor.shape.back();
   if (row % tensor.type->elements != 0) {
-    in.fail("rows of " + number_text(row) + " elements, expected a multiple of " + number_text(tensor.type->elements) +
-            ", the block size of " + tensor.type->name);
+    in.fail("rows of " + std::to_string(row) + " elements, expected a multiple of " +
+            std::to_string(tensor.type->elements) + ", the block size of " + tensor.type->name);
   }
   constexpr auto kMost = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
   uint64_t elements = row;
@@ -122,19 +123,19 @@ GgufTensor read_tensor(HeaderCursor& in) {
   in.where = "tensor " + printable(tensor.name);
   const auto dimensions = in.number<uint32_t>();
   if (dimensions == 0 || dimensions > kMostDimensions) {
-    in.fail("has " + number_text(dimensions) + " dimensions, expected 1 to " + number_text(kMostDimensions));
+    in.fail("has " + std::to_string(dimensions) + " dimensions, expected 1 to " + std::to_string(kMostDimensions));
   }
   tensor.shape.resize(dimensions);
   for (uint32_t i = 0; i < dimensions; ++i) {
     const auto size = in.number<uint64_t>();
-    if (size == 0) in.fail("dimension " + number_text(i) + " is 0, expected at least 1");
+    if (size == 0) in.fail("dimension " + std::to_string(i) + " is 0, expected at least 1");
     tensor.shape[dimensions - 1 - i] = size;  // the file names the fastest-running dimension first
   }
   const auto type = in.number<uint32_t>();
   tensor.type = find_tensor_type(type);
   if (tensor.type == nullptr) {
-    in.fail("type number " + number_text(type) + " is unknown or was removed from GGUF, expected one of 0 to " +
-            number_text(tensor_types().back().id));
+    in.fail("type number " + std::to_string(type) + " is unknown or was removed from GGUF, expected one of 0 to " +
+            std::to_string(tensor_types().back().id));
   }
   tensor.offset = in.number<uint64_t>();
   measure(in, tensor);
@@ -150,14 +151,14 @@ void read_preamble(HeaderCursor& in) {
   }
   const auto version = in.number<uint32_t>();
   if (version != 0 && (version & 0xFFFF) == 0) in.fail("big-endian GGUF, expected little-endian");
-  if (version != 2 && version != 3) in.fail("GGUF version " + number_text(version) + ", expected 2 or 3");
+  if (version != 2 && version != 3) in.fail("GGUF version " + std::to_string(version) + ", expected 2 or 3");
 }
 
 uint64_t read_count(HeaderCursor& in, const char* what, uint64_t least_bytes) {
   const auto count = in.number<uint64_t>();
   const uint64_t most = std::min(kMostEntries, in.remaining() / least_bytes);
   if (count > most) {
-    in.fail("declares " + number_text(count) + " " + what + ", expected at most " + number_text(most) +
+    in.fail("declares " + std::to_string(count) + " " + what + ", expected at most " + std::to_string(most) +
             " in a file of this size");
   }
   return count;
@@ -188,13 +189,13 @@ void place_tensors(GgufPart& part, uint64_t header_bytes) {
   for (GgufTensor& tensor : part.tensors) {
     const std::string where = "tensor " + printable(tensor.name);
     if (tensor.offset % alignment != 0) {
-      throw part.error(where, "offset " + number_text(tensor.offset) + ", expected a multiple of the alignment " +
-                                  number_text(alignment));
+      throw part.error(where, "offset " + std::to_string(tensor.offset) + ", expected a multiple of the alignment " +
+                                  std::to_string(alignment));
     }
     if (tensor.offset > data_bytes || tensor.bytes > data_bytes - tensor.offset) {
-      throw part.error(where, "needs " + number_text(tensor.bytes) + " bytes at offset " + number_text(tensor.offset) +
-                                  " of the data, but the file has only " + number_text(data_bytes) +
-                                  " bytes of data: it is truncated or damaged");
+      throw part.error(where, "needs " + std::to_string(tensor.bytes) + " bytes at offset " +
+                                  std::to_string(tensor.offset) + " of the data, but the file has only " +
+                                  std::to_string(data_bytes) + " bytes of data: it is truncated or damaged");
     }
     tensor.offset += data;
     order.push_back(&tensor);
@@ -215,7 +216,7 @@ const char* type_name(GgufType type) noexcept { return kTypes[static_cast<uint32
 uint32_t type_bytes(GgufType type) noexcept { return kTypes[static_cast<uint32_t>(type)].bytes; }
 
 std::string describe(const GgufValue& value) {
-  return value.is_array ? "an array of " + number_text(value.count) + " " + type_name(value.type)
+  return value.is_array ? "an array of " + std::to_string(value.count) + " " + type_name(value.type)
                         : std::string("of type ") + type_name(value.type);
 }
 
@@ -273,12 +274,12 @@ GgufPart read_gguf_part(File file) {
   const uint64_t tensors = read_count(in, "tensors", kLeastTensorEntry);
   const uint64_t keys = read_count(in, "keys", kLeastKeyEntry);
   for (uint64_t i = 0; i < keys; ++i) {
-    in.where = "key " + number_text(i + 1) + " of " + number_text(keys);
+    in.where = "key " + std::to_string(i + 1) + " of " + std::to_string(keys);
     part.values.push_back(read_value(in));
     if (!part.index.emplace(part.values.back().key, i).second) in.fail("appears twice, expected once");
   }
   for (uint64_t i = 0; i < tensors; ++i) {
-    in.where = "tensor " + number_text(i + 1) + " of " + number_text(tensors);
+    in.where = "tensor " + std::to_string(i + 1) + " of " + std::to_string(tensors);
     part.tensors.push_back(read_tensor(in));
   }
   place_tensors(part, in.offset());

@@ -13,8 +13,6 @@
 
 namespace cpuinfer {
 
-inline std::string number_text(uint64_t number) { return std::to_string(number); }
-
 class HeaderCursor {
  public:
   // A real header has about 10 MB; the bound limits the time a hostile one can take.
@@ -52,7 +50,7 @@ class HeaderCursor {
     const auto length = number<uint64_t>();
     if (length == 0) fail("its name is empty");
     if (length > kMostNameBytes) {
-      fail("its name has " + number_text(length) + " bytes, expected at most " + number_text(kMostNameBytes));
+      fail("its name has " + std::to_string(length) + " bytes, expected at most " + std::to_string(kMostNameBytes));
     }
     std::string text(take(length), length);
     if (!is_utf8(text)) fail("its name '" + printable(text) + "' is not UTF-8");
@@ -62,9 +60,9 @@ class HeaderCursor {
  private:
   void need(uint64_t bytes) const {
     if (bytes <= remaining()) return;
-    if (end_ < file_.size()) fail("the header is longer than " + number_text(end_) + " bytes, the most accepted");
-    fail("needs " + number_text(bytes) + " bytes at offset " + number_text(offset_) + ", but the file ends at " +
-         number_text(end_));
+    if (end_ < file_.size()) fail("the header is longer than " + std::to_string(end_) + " bytes, the most accepted");
+    fail("needs " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset_) + ", but the file ends at " +
+         std::to_string(end_));
   }
 
   // The next `bytes`, at most a window, valid until the next call.

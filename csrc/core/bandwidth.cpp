@@ -31,7 +31,8 @@ void check(int64_t bytes, int threads, double seconds) {
   const auto require = [](bool holds, const std::string& message) {
     if (!holds) throw Error(Fault::kInvalid, message);
   };
-  require(threads >= 1 && threads <= 1024, "threads: " + std::to_string(threads) + ", expected 1 to 1024");
+  require(threads >= 1 && threads <= kMostWorkers,
+          "threads: " + std::to_string(threads) + ", expected 1 to " + std::to_string(kMostWorkers));
   require(seconds > 0 && seconds <= 60, "seconds: " + std::to_string(seconds) + ", expected more than 0, at most 60");
   require(bytes / threads >= kLeastShare, "bytes: " + std::to_string(bytes) + " for " + std::to_string(threads) +
                                               " threads, expected at least " + std::to_string(kLeastShare) + " each");

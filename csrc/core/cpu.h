@@ -15,6 +15,8 @@ enum CpuFeature : uint32_t {
   kCpuAmxInt8 = 1u << 4,  // tiles and int8 products, with permission granted to this process
 };
 
+inline constexpr CpuFeature kCpuFeatures[] = {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAmxInt8};
+
 struct CpuInfo {
   uint32_t features = 0;  // usable: the processor has it and the operating system saves its registers
   uint32_t present = 0;   // the processor has it, whatever the operating system says

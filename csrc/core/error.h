@@ -8,15 +8,15 @@ namespace cpuinfer {
 
 // Each fault maps to one class of cpuinfer.errors; bindings/module.cpp holds the mapping.
 enum class Fault {
-  kCheckpoint,         // CheckpointError: a file is damaged or not what it claims to be
-  kUnsupportedModel,   // UnsupportedModel
-  kUnsupportedFormat,  // UnsupportedFormat
-  kUnsupportedCpu,     // UnsupportedCpu
-  kContextFull,        // ContextFull
-  kNumerical,          // NumericalError: NaN or infinity where a number must be
-  kCancelled,          // Cancelled
-  kInvalid,            // InvalidRequest: a caller's argument is out of range
-  kMemory,             // MemoryLimit: an allocation the caller's limits do not allow
+  kCheckpoint,  // a file is damaged or not what it claims to be
+  kUnsupportedModel,
+  kUnsupportedFormat,
+  kUnsupportedCpu,
+  kContextFull,
+  kNumerical,  // NaN or infinity where a number must be
+  kCancelled,
+  kInvalid,  // a caller's argument is out of range
+  kMemory,   // an allocation the caller's limits do not allow
 };
 
 class Error : public std::runtime_error {

@@ -43,8 +43,9 @@ void advance(WorkerTeam::Signal& signal) noexcept {
 }  // namespace
 
 WorkerTeam::WorkerTeam(int workers) : size_(workers), process_(getpid()) {
-  if (workers < 1 || workers > 1024) {
-    throw Error(Fault::kInvalid, "threads: " + std::to_string(workers) + ", expected 1 to 1024");
+  if (workers < 1 || workers > kMostWorkers) {
+    throw Error(Fault::kInvalid,
+                "threads: " + std::to_string(workers) + ", expected 1 to " + std::to_string(kMostWorkers));
   }
   threads_.reserve(static_cast<std::size_t>(workers - 1));
   try {

@@ -14,6 +14,8 @@
 
 namespace cpuinfer {
 
+constexpr int kMostWorkers = 1024;
+
 class WorkerTeam {
  public:
   // One barrier or hand-over: a counter on a cache line of its own, on which one can wait for a change.
@@ -21,7 +23,7 @@ class WorkerTeam {
     std::atomic<uint32_t> value{0};
   };
 
-  // Throws Error(kInvalid) unless 1 <= workers <= 1024.
+  // Throws Error(kInvalid) unless 1 <= workers <= kMostWorkers.
   explicit WorkerTeam(int workers);
   ~WorkerTeam();
   WorkerTeam(const WorkerTeam&) = delete;

@@ -13,31 +13,14 @@ namespace {
 constexpr uint32_t kAvx512Set = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
 
 // Best first.  A new instruction set is one file of kernels, its line in isa.h and one row here.
-// clang-format off
 constexpr KernelSet kTable[] = {
-    // The amx row holds the functions of avx512_vnni: tile kernels are not part of this release.
-    {"amx", kAvx512Set | kCpuAmxInt8,
-     avx512_vnni::quantize, avx512_vnni::gemm_int4, avx512_vnni::gemm_int8, avx512_vnni::gemm_float,
-     avx512_vnni::rms_norm, avx512_vnni::add, avx512_vnni::silu_mul, avx512_vnni::rope, avx512_vnni::to_half,
-     avx512_vnni::attend},
-    {"avx512_vnni", kAvx512Set,
-     avx512_vnni::quantize, avx512_vnni::gemm_int4, avx512_vnni::gemm_int8, avx512_vnni::gemm_float,
-     avx512_vnni::rms_norm, avx512_vnni::add, avx512_vnni::silu_mul, avx512_vnni::rope, avx512_vnni::to_half,
-     avx512_vnni::attend},
-    {"avx_vnni", kCpuAvx2 | kCpuAvxVnni,
-     avx_vnni::quantize, avx_vnni::gemm_int4, avx_vnni::gemm_int8, avx_vnni::gemm_float,
-     avx_vnni::rms_norm, avx_vnni::add, avx_vnni::silu_mul, avx_vnni::rope, avx_vnni::to_half,
-     avx_vnni::attend},
-    {"avx2", kCpuAvx2,
-     avx2::quantize, avx2::gemm_int4, avx2::gemm_int8, avx2::gemm_float,
-     avx2::rms_norm, avx2::add, avx2::silu_mul, avx2::rope, avx2::to_half,
-     avx2::attend},
-    {"scalar", kCpuBaseline,
-     scalar::quantize, scalar::gemm_int4, scalar::gemm_int8, scalar::gemm_float,
-     scalar::rms_norm, scalar::add, scalar::silu_mul, scalar::rope, scalar::to_half,
-     scalar::attend},
+    // Tile kernels are not part of this release.
+    {"amx", kAvx512Set | kCpuAmxInt8, CPUINFER_KERNELS(avx512_vnni)},
+    {"avx512_vnni", kAvx512Set, CPUINFER_KERNELS(avx512_vnni)},
+    {"avx_vnni", kCpuAvx2 | kCpuAvxVnni, CPUINFER_KERNELS(avx_vnni)},
+    {"avx2", kCpuAvx2, CPUINFER_KERNELS(avx2)},
+    {"scalar", kCpuBaseline, CPUINFER_KERNELS(scalar)},
 };
-// clang-format on
 
 bool usable(const KernelSet& set, const CpuInfo& cpu) { return (set.needs & ~cpu.features) == 0; }
 
@@ -52,7 +35,7 @@ std::string names(bool all, const CpuInfo& cpu) {
 // "avx512, avx512_vnni" for the bits set.
 std::string feature_list(uint32_t features) {
   std::string list;
-  for (const CpuFeature feature : {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAmxInt8}) {
+  for (const CpuFeature feature : kCpuFeatures) {
     if (features & feature) list += (list.empty() ? "" : ", ") + std::string(feature_name(feature));
   }
   return list;

@@ -17,6 +17,11 @@
   void attend(const Attend& a);                                                                    \
   }
 
+// The same as a list, in the order of KernelSet's members.
+#define CPUINFER_KERNELS(isa)                                                                                        \
+  isa::quantize, isa::gemm_int4, isa::gemm_int8, isa::gemm_float, isa::rms_norm, isa::add, isa::silu_mul, isa::rope, \
+      isa::to_half, isa::attend
+
 namespace cpuinfer {
 CPUINFER_DECLARE_KERNELS(avx512_vnni)
 CPUINFER_DECLARE_KERNELS(avx_vnni)

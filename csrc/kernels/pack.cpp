@@ -18,8 +18,6 @@ constexpr int64_t kLargest = int64_t{1} << 30;  // of n and k: products of sizes
 constexpr int64_t kBlock = kLanes * 4;          // bytes: 16 rows of four codes
 constexpr int64_t kHalfGroup = kGroup / 2;      // a nibble's partner is this much further along k
 
-bool is_integer(Encoding encoding) { return encoding == Encoding::kInt4 || encoding == Encoding::kInt8; }
-
 // Bytes of one row's share of a panel.
 int64_t row_bytes(Encoding encoding, int64_t k) {
   switch (encoding) {
@@ -89,10 +87,23 @@ void interleave(const T* values, int64_t columns, int64_t lane, int64_t end, T* 
 
 }  // namespace
 
+bool is_integer(Encoding encoding) noexcept { return encoding == Encoding::kInt4 || encoding == Encoding::kInt8; }
+
+const char* encoding_name(Encoding encoding) noexcept {
+  switch (encoding) {
+    case Encoding::kInt4: return "int4";
+    case Encoding::kInt8: return "int8";
+    case Encoding::kF16: return "f16";
+    case Encoding::kBF16: return "bf16";
+    case Encoding::kF32: return "f32";
+  }
+  return "unknown";
+}
+
 PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
   check_shape(encoding, n, k, zero);
   const auto take = [&](std::size_t bytes) { return pool != nullptr ? pool->take(bytes) : Buffer(bytes); };
-  const int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = round_up(n, kLanes);
   codes_ = take(static_cast<std::size_t>(padded * row_bytes(encoding, k)));
   if (is_integer(encoding)) {
     const auto scale_bytes = static_cast<std::size_t>(padded * (k / kGroup)) * sizeof(uint16_t);

@@ -4,9 +4,13 @@
 #include <cstdint>
 
 #include "core/buffer.h"
+#include "core/rounding.h"
 #include "kernels/kernels.h"
 
 namespace cpuinfer {
+
+bool is_integer(Encoding encoding) noexcept;
+const char* encoding_name(Encoding encoding) noexcept;  // "int4", ...
 
 // Owns one packed matrix.  Filled row range by row range, so the unpacked matrix never has to exist whole.  Several
 // threads may fill it at once if their ranges are disjoint and start at multiples of kLanes.
@@ -26,6 +30,7 @@ class PackedMatrix {
   void read_row(int64_t row, float* out) const noexcept;
 
   const Weights& view() const noexcept { return view_; }
+  int64_t panels() const noexcept { return ceil_div(view_.n, kLanes); }
   int64_t bytes() const noexcept;  // of codes, scales and biases, padding included
 
  private:

@@ -59,5 +59,15 @@ inline Part to_float(Bits a) { return _mm512_cvtepi32_ps(a); }
 inline void store_bits(int32_t* p, Bits a) { _mm512_storeu_si512(p, a); }
 inline void store_codes(int8_t* p, Bits a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 
+// Sixteen rows of four weight codes, and four activation codes repeated for each of them.
+inline Bits load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline Bits low_nibbles(Bits w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
+inline Bits high_nibbles(Bits w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
+inline Bits repeat_codes(const int8_t* q) {
+  int32_t four;
+  __builtin_memcpy(&four, q, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
 }  // namespace
 }  // namespace cpuinfer

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/rounding.h"
 #include "kernels/kernels.h"
 
 namespace cpuinfer {
@@ -14,7 +15,7 @@ struct CacheShape {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
 
-  int64_t padded_dim() const noexcept { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+  int64_t padded_dim() const noexcept { return round_up(head_dim, kLanes); }
   int64_t head_elements() const noexcept { return kPageTokens * (head_dim + padded_dim()); }
   int64_t page_elements() const noexcept { return layers * kv_heads * head_elements(); }
   int64_t page_bytes() const noexcept { return page_elements() * static_cast<int64_t>(sizeof(uint16_t)); }

@@ -3,18 +3,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/rounding.h"
 #include "plan/plan.h"
 
 namespace cpuinfer {
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool is_integer(Encoding encoding) { return encoding == Encoding::kInt4 || encoding == Encoding::kInt8; }
-
-int64_t panels(const PackedMatrix& weight) { return ceil_div(weight.view().n, kLanes); }
-
-}  // namespace
 
 void Plan::run_op(std::size_t index, int worker) noexcept {
   const Op& op = program_.ops()[index];
@@ -76,7 +68,7 @@ void Plan::read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows
 Plan::Input Plan::read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows,
                              int worker) noexcept {
   const int64_t k = op.weights[0]->view().k;
-  const int64_t stride = ceil_div(k, kLanes) * kLanes;
+  const int64_t stride = round_up(k, kLanes);
   bool any_integer = false, any_float = false;
   for (const auto& weight : op.weights) {
     (is_integer(weight->view().encoding) ? any_integer : any_float) = true;
@@ -118,7 +110,7 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
   // One item: a chunk of panels times a block of rows.  A glu computes gate and up over the same panels.
   const std::size_t outputs = glu ? 1 : op.weights.size();
   int64_t total_panels = 0;
-  for (std::size_t i = 0; i < outputs; ++i) total_panels += panels(*op.weights[i]);
+  for (std::size_t i = 0; i < outputs; ++i) total_panels += op.weights[i]->panels();
   const int64_t row_block = 8 * kTileRows;
   const int64_t row_blocks = ceil_div(rows, row_block);
   // Few rows: one contiguous run of panels a worker, which memory streams best, and the same at every step, so that it
@@ -144,13 +136,13 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
     const int64_t item = few ? next : claim(index, 1);
     std::size_t which = 0;
     int64_t rest = item;
-    while (which < outputs && rest >= ceil_div(panels(*op.weights[which]), chunk) * row_blocks) {
-      rest -= ceil_div(panels(*op.weights[which]), chunk) * row_blocks;
+    while (which < outputs && rest >= ceil_div(op.weights[which]->panels(), chunk) * row_blocks) {
+      rest -= ceil_div(op.weights[which]->panels(), chunk) * row_blocks;
       ++which;
     }
     if (which == outputs) return;
     const int64_t begin = rest / row_blocks * chunk;
-    const int64_t end = std::min(begin + chunk, panels(*op.weights[which]));
+    const int64_t end = std::min(begin + chunk, op.weights[which]->panels());
     const int64_t first_row = rest % row_blocks * row_block;
     const ValueId id = op.outputs[which];
     const int64_t ldy = padded_width(id);
@@ -241,7 +233,7 @@ void Plan::attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t fi
   a.head_dim = shape.head_dim;
   a.scale = shape.scale;
   a.scores = at(scratch_[static_cast<std::size_t>(worker)].scores);
-  a.scores_stride = ceil_div(limits_.context, kLanes) * kLanes;
+  a.scores_stride = round_up(limits_.context, kLanes);
   kernels_.attend(a);
 }
 

@@ -7,13 +7,12 @@
 #include <cstdio>
 
 #include "core/error.h"
+#include "core/rounding.h"
 
 namespace cpuinfer {
 namespace {
 
 constexpr int64_t kFloatsPerLine = static_cast<int64_t>(kCacheLine / sizeof(float));
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Hands out ranges of the arena; a range given back is used again (first fit).
 class ArenaLayout {
@@ -54,17 +53,6 @@ class ArenaLayout {
   std::vector<Range> free_;
   int64_t end_ = 0;
 };
-
-const char* encoding_name(Encoding encoding) {
-  switch (encoding) {
-    case Encoding::kInt4: return "int4";
-    case Encoding::kInt8: return "int8";
-    case Encoding::kF16: return "f16";
-    case Encoding::kBF16: return "bf16";
-    case Encoding::kF32: return "f32";
-  }
-  return "?";
-}
 
 const char* kind_name(OpKind kind) {
   switch (kind) {

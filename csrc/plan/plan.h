@@ -46,9 +46,7 @@ class Plan {
   int64_t padded_width(ValueId id) const noexcept;
 
   const Program& program() const noexcept { return program_; }
-  const PlanLimits& limits() const noexcept { return limits_; }
   CacheShape cache_shape() const noexcept { return cache_; }
-  int64_t arena_bytes() const noexcept { return static_cast<int64_t>(arena_.bytes()); }
   int64_t weight_bytes() const noexcept;
   // One line per op: name, kind, shapes, encodings, bytes of weights, microseconds in the last step.
   std::string dump() const;

@@ -16,7 +16,6 @@ class KvCache {
   KvCache(CacheShape shape, int64_t limit) : shape_(shape), limit_(limit) {}
 
   const CacheShape& shape() const noexcept { return shape_; }
-  int64_t limit() const noexcept { return limit_; }
   int64_t used() const noexcept { return used_; }
   // A page of unspecified content.  Throws Error(kMemory) past the limit or when the system has no memory.
   uint16_t* take();

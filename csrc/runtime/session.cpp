@@ -42,7 +42,6 @@ double log_probability(std::span<const float> logits, int32_t target) {
 
 Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernels, const SessionOptions& options)
     : program_(std::move(program)),
-      kernels_(kernels),
       options_(options),
       team_(options.threads),
       plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values}),

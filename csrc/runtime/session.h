@@ -69,7 +69,6 @@ class Session {
   const Plan& plan() const noexcept { return plan_; }
   const KvCache& cache() const noexcept { return cache_; }
   const SessionOptions& options() const noexcept { return options_; }
-  const char* isa() const noexcept { return kernels_.name; }
 
  private:
   struct Sequence {
@@ -92,7 +91,6 @@ class Session {
   void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);
 
   std::shared_ptr<const Program> program_;
-  const KernelSet& kernels_;
   SessionOptions options_;
   WorkerTeam team_;
   Plan plan_;

@@ -26,29 +26,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "LLM": "llm",
-    "SamplingParams": "sampling",
-    **dict.fromkeys(("Chunk", "Completion", "Score", "Timings", "TokenLogprob"), "results"),
-    **dict.fromkeys(
-        (
-            "Cancelled",
-            "CheckpointError",
-            "ContextFull",
-            "CpuInferError",
-            "DownloadError",
-            "InvalidRequest",
-            "MemoryLimit",
-            "ModelNotFound",
-            "NumericalError",
-            "UnsupportedCpu",
-            "UnsupportedFormat",
-            "UnsupportedModel",
-        ),
-        "errors",
-    ),
-}
-
 __all__ = [
     "LLM",
     "Cancelled",
@@ -72,12 +49,19 @@ __all__ = [
     "__version__",
 ]
 
+_HOME = {
+    "LLM": "llm",
+    "SamplingParams": "sampling",
+    **dict.fromkeys(("Chunk", "Completion", "Score", "Timings", "TokenLogprob"), "results"),
+}
+"""The module of each public name; all others are of `errors`."""
+
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: importing cpuinfer itself does no work."""
-    if name not in _HOME:
+    if name not in __all__:
         msg = f"module 'cpuinfer' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(importlib.import_module(f"cpuinfer.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"cpuinfer.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

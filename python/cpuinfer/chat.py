@@ -59,7 +59,6 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos_token: str, eos_token: str, origin: str) -> None:
         """Raises CheckpointError for what is not a template."""
-        self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._origin = origin
         if not isinstance(source, str) or len(source) > MAX_SOURCE:

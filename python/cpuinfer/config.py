@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,23 +28,6 @@ class Rope:
         pairs = self.dims // 2
         factors = self.factors or (1.0,) * pairs
         return [self.base ** (-2 * i / self.dims) / factors[i] for i in range(pairs)]
-
-
-def llama3_factors(
-    *, dims: int, base: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
-) -> tuple[float, ...]:
-    """Divisors of Llama 3.1's frequency scaling: 1 for short waves, `factor` for long ones, blended between.
-
-    A wave is short below original_context / high_freq_factor positions, long above original_context / low_freq_factor.
-    Source: the Llama 3.1 reference implementation's parameters, as `rope_scaling` of its published configuration.
-    """
-    divisors = []
-    for i in range(dims // 2):
-        wavelength = 2 * math.pi * base ** (2 * i / dims)
-        smooth = (original_context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
-        smooth = min(1.0, max(0.0, smooth))
-        divisors.append(1 / ((1 - smooth) / factor + smooth))
-    return tuple(divisors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from cpuinfer import models
 from cpuinfer.checkpoint import Checkpoint
 from cpuinfer.config import Config, Rope, RopeLayout
-from cpuinfer.errors import CheckpointError, UnsupportedModel
+from cpuinfer.errors import UnsupportedModel
 
-MOST = 1 << 20
+MOST_SIZE = 1 << 20
 """No size in a real model's hyper-parameters comes near this; beyond it a file is damaged or hostile."""
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -20,29 +22,31 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_config(checkpoint: Checkpoint) -> Config:
-    """Hyper-parameters of the model in a GGUF file."""
-    architecture = checkpoint.require("general.architecture", str)
-    layout = models.find(architecture).gguf_rope
-    arch = architecture
+    """Hyper-parameters of the model in a GGUF file.
+
+    Raises UnsupportedModel for an architecture or option not known, CheckpointError for values that cannot be.
+    """
+    arch = checkpoint.require("general.architecture", str)
+    layout = models.find(arch).gguf_rope
 
     def size(key: str) -> int:
-        return checkpoint.require(f"{arch}.{key}", int, minimum=1, maximum=MOST)
+        return checkpoint.require(f"{arch}.{key}", int, minimum=1, maximum=MOST_SIZE)
 
     hidden, heads = size("embedding_length"), size("attention.head_count")
-    kv_heads = checkpoint.optional(f"{arch}.attention.head_count_kv", int, heads, minimum=1, maximum=MOST)
+    kv_heads = checkpoint.optional(f"{arch}.attention.head_count_kv", int, heads, minimum=1, maximum=MOST_SIZE)
     if heads % kv_heads:
-        raise CheckpointError(f"{checkpoint.path}: {heads} heads are not a multiple of {kv_heads} key-value heads")
-    head_dim = checkpoint.optional(f"{arch}.attention.key_length", int, hidden // heads, minimum=1, maximum=MOST)
-    value_dim = checkpoint.optional(f"{arch}.attention.value_length", int, head_dim, minimum=1, maximum=MOST)
+        raise checkpoint.error("header", f"{heads} heads are not a multiple of {kv_heads} key-value heads")
+    head_dim = checkpoint.optional(f"{arch}.attention.key_length", int, hidden // heads, minimum=1, maximum=MOST_SIZE)
+    value_dim = checkpoint.optional(f"{arch}.attention.value_length", int, head_dim, minimum=1, maximum=MOST_SIZE)
     if value_dim != head_dim:
         raise UnsupportedModel(f"values of {value_dim} per head, keys of {head_dim}: must be equal")
     embedding = checkpoint.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(f"{checkpoint.path}: token_embd.weight: missing or not a matrix")
+        raise checkpoint.error("tensor token_embd.weight", "missing or not a matrix")
     if embedding.shape[1] != hidden:
-        raise CheckpointError(f"{checkpoint.path}: token_embd.weight: shape {embedding.shape}, expected (*, {hidden})")
+        raise checkpoint.error("tensor token_embd.weight", f"shape {embedding.shape}, expected (*, {hidden})")
     return Config(
-        model_type=architecture,
+        model_type=arch,
         name=checkpoint.optional("general.name", str, ""),
         layers=size("block_count"),
         hidden=hidden,
@@ -65,7 +69,7 @@ def read_config(checkpoint: Checkpoint) -> Config:
 def _read_rope(checkpoint: Checkpoint, arch: str, head_dim: int, layout: RopeLayout) -> Rope:
     dims = checkpoint.optional(f"{arch}.rope.dimension_count", int, head_dim, minimum=2, maximum=head_dim)
     if dims % 2:
-        raise CheckpointError(f"{checkpoint.path}: key {arch}.rope.dimension_count: {dims}, expected an even number")
+        raise checkpoint.error(f"key {arch}.rope.dimension_count", f"is {dims}, expected an even number")
     base = checkpoint.optional(f"{arch}.rope.freq_base", float, 10000.0, minimum=1.0, maximum=1e12)
     scaling = checkpoint.optional(f"{arch}.rope.scaling.type", str, "none")
     factors: tuple[float, ...] = ()
@@ -80,16 +84,12 @@ def _read_rope(checkpoint: Checkpoint, arch: str, head_dim: int, layout: RopeLay
 
 
 def _read_factors(checkpoint: Checkpoint, pairs: int) -> tuple[float, ...]:
-    import numpy as np
-
     info = checkpoint.tensors[ROPE_FACTORS]
     if info.encoding != "F32" or info.shape != (pairs,):
-        raise CheckpointError(
-            f"{checkpoint.path}: {ROPE_FACTORS}: {info.encoding} {info.shape}, expected F32 ({pairs},)"
-        )
+        raise checkpoint.error(f"tensor {ROPE_FACTORS}", f"{info.encoding} {info.shape}, expected F32 ({pairs},)")
     values = checkpoint.read_rows(ROPE_FACTORS, 0, 1).view(np.float32).ravel()
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise CheckpointError(f"{checkpoint.path}: {ROPE_FACTORS}: expected finite, positive numbers")
+        raise checkpoint.error(f"tensor {ROPE_FACTORS}", "expected finite, positive numbers")
     return tuple(float(value) for value in values)
 
 

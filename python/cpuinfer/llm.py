@@ -255,8 +255,8 @@ class LLM:
 
 
 def _check_threads(threads: int) -> int:
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to 1024")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= machine.MOST_THREADS:
+        raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to {machine.MOST_THREADS}")
     return threads
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from cpuinfer import formats, gguf, models
 from cpuinfer.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
-from cpuinfer.formats.canonical import FloatRows, to_float
+from cpuinfer.formats.canonical import GROUP, FloatRows, to_float
 from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Value
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from cpuinfer import _core
 
 PANEL = 16
@@ -30,6 +31,7 @@ CHUNK_BYTES = 1 << 20
 PARTS, CACHE_LINE = 3, 64
 """A packed matrix is at most codes, scales and biases, each from a cache line on."""
 PAGE_TOKENS = 32
+"""Positions in a page of the key-value cache."""
 OVERHEAD = 90 << 20
 """Interpreter, libraries and tokenizer of a process, measured."""
 
@@ -51,8 +53,6 @@ class Blueprint:
 
     def weight(self, name: str) -> npt.NDArray[np.float64]:
         """A tensor as exact float64, for the reference interpreter."""
-        import numpy as np
-
         info = self.tensor(name)
         raw = self.checkpoint.read_rows(info.name, 0, info.rows)
         return to_float(formats.find(info.encoding).decode(raw, info.shape[-1]), np.float64).reshape(info.shape)
@@ -109,8 +109,6 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
 
 
 def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
-    import numpy as np
-
     values = blueprint.weight(name).astype(np.float32)
     if not np.isfinite(values).all():
         raise NumericalError(f"{blueprint.checkpoint.path}: {blueprint.names[name]}: holds NaN or infinity")
@@ -158,7 +156,7 @@ def _write_program(
     )
     ids: dict[Value, int] = {}
 
-    def norm(norm: Norm | None) -> tuple[npt.NDArray[np.float32] | None, float]:
+    def native(norm: Norm | None) -> tuple[npt.NDArray[np.float32] | None, float]:
         return (vectors[norm.weight], norm.eps) if norm else (None, 0.0)
 
     for op in graph.ops:
@@ -168,11 +166,11 @@ def _write_program(
             case Linears():
                 residual = None if op.residual is None else ids[op.residual]
                 outs = program.linears(
-                    op.name, ids[op.x], *norm(op.norm), [matrices[name] for name in op.weights], residual
+                    op.name, ids[op.x], *native(op.norm), [matrices[name] for name in op.weights], residual
                 )
                 ids.update(zip(op.outs, outs, strict=True))
             case Glu():
-                ids[op.out] = program.glu(op.name, ids[op.x], *norm(op.norm), matrices[op.gate], matrices[op.up])
+                ids[op.out] = program.glu(op.name, ids[op.x], *native(op.norm), matrices[op.gate], matrices[op.up])
             case Attention():
                 ids[op.out] = program.attention(
                     op.name, ids[op.q], ids[op.k], ids[op.v], op.layer, op.heads, op.kv_heads, op.head_dim, op.scale
@@ -197,7 +195,7 @@ def packed_bytes(info: TensorInfo) -> int:
         return info.shape[0] * 4
     form = formats.find(info.encoding)
     rows, columns = -(-info.shape[0] // PANEL) * PANEL, info.shape[1]
-    scales = 0 if form.is_float else rows * (columns // 32) * (4 if form.has_bias else 2)
+    scales = 0 if form.is_float else rows * (columns // GROUP) * (4 if form.has_bias else 2)
     return rows * columns * form.bits // 8 + scales
 
 
@@ -216,7 +214,7 @@ def describe(path: str | Path, context: int | None = None) -> Description:
     return Description(
         name=config.name or Path(path).stem,
         architecture=config.model_type,
-        parameters=sum(_elements(checkpoint.tensors[theirs]) for theirs in blueprint.names.values()),
+        parameters=sum(math.prod(checkpoint.tensors[theirs].shape) for theirs in blueprint.names.values()),
         layers=config.layers,
         hidden=config.hidden,
         heads=config.heads,
@@ -251,13 +249,6 @@ def _kind(name: str) -> str:
     return ".".join(parts[3:] if parts[:2] == ["model", "layers"] else parts[-1:])
 
 
-def _elements(info: TensorInfo) -> int:
-    count = 1
-    for extent in info.shape:
-        count *= extent
-    return count
-
-
 def _tokenizer_name(checkpoint: Checkpoint) -> str:
     kind = checkpoint.optional("tokenizer.ggml.model", str, "none")
     return f"{kind} ({checkpoint.optional('tokenizer.ggml.pre', str, 'default')})"
@@ -271,6 +262,6 @@ def _describe_kind(kind: str, encoding: str, infos: list[TensorInfo]) -> TensorK
         layout=formats.find(encoding).layout if matrix else "f32",
         count=len(infos),
         shape=infos[0].shape,
-        bits_per_weight=8 * infos[0].bytes / _elements(infos[0]),
+        bits_per_weight=8 * infos[0].bytes / math.prod(infos[0].shape),
         bytes=sum(info.bytes for info in infos),
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from cpuinfer.errors import InvalidRequest
 
@@ -19,7 +19,6 @@ ORDERS = {
     "vllm": ("penalties", "temperature", "min_p", "top_k", "top_p"),
 }
 """Named orders: temperature last (as llama.cpp), or first, as transformers and vLLM do."""
-
 
 _SMALLEST = math.nextafter(0, 1)
 _NUMBERS = {
@@ -151,12 +150,12 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_token(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= _MAX_TOKEN_ID
+    return _is_integer(value) and 0 <= value <= _MAX_TOKEN_ID
 
 
 def _items(field_name: str, value: object, expected: str) -> Sequence[object]:

@@ -13,6 +13,6 @@ namespace {
 inline Bits dot_product(Bits sums, Bits w, Bits q) { return _mm256_dpbusd_epi32(sums, w, q); }
 }  // namespace
 
-#include "kernels/vnni256.inl.h"
+#include "kernels/vnni.inl.h"
 
 }  // namespace cpuinfer::avx_vnni_evex

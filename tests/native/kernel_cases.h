@@ -25,9 +25,7 @@ inline const std::vector<KernelSet>& sets_under_test() {
   static const std::vector<KernelSet> sets = [] {
     std::vector<KernelSet> all(kernel_sets().begin(), kernel_sets().end() - 1);
     namespace evex = avx_vnni_evex;
-    all.push_back({"avx_vnni (AVX-512 encoding)", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni, evex::quantize,
-                   evex::gemm_int4, evex::gemm_int8, evex::gemm_float, evex::rms_norm, evex::add, evex::silu_mul,
-                   evex::rope, evex::to_half, evex::attend});
+    all.push_back({"avx_vnni (AVX-512 encoding)", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni, CPUINFER_KERNELS(evex)});
     std::vector<KernelSet> usable;
     for (const KernelSet& set : all) {
       const std::string missing = missing_for(set, cpu_info());

@@ -12,7 +12,7 @@ from cpuinfer.machine import cgroup, topology
 from cpuinfer.machine.topology import Cache, NumaNode
 
 MOST_THREADS = 1024
-"""As the native core takes them."""
+"""kMostWorkers of the native core."""
 
 
 @dataclass(frozen=True, slots=True)

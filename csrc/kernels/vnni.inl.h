@@ -1,5 +1,4 @@
-// Body of the 256-bit VNNI kernels over the including file's dot_product; apart from avx_vnni.cpp so that tests can run
-// it with the AVX-512 encoding of the same instruction on machines that have only that.
+// Body of the VNNI kernels, over the including file's dot_product and the parts of its vector header.
 
 namespace {
 
