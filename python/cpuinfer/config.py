@@ -22,6 +22,8 @@ class Rope:
     layout: RopeLayout
     factors: tuple[float, ...] = ()
     """Divisors of the frequencies, one a pair: Llama 3's long-context scaling, or linear scaling; empty for none."""
+    magnitude: float = 1.0
+    """Factor of cosines and sines: the attention factor of YaRN (arXiv 2309.00071) and LongRoPE (arXiv 2402.13753)."""
 
     def inverse_frequencies(self) -> list[float]:
         """One angle per position step for each pair, in radians."""

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.config import Rope
-from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Op, Value
+from cpuinfer.graph import (
+    Activation,
+    Attention,
+    Embed,
+    Experts,
+    Gated,
+    Glu,
+    Graph,
+    Linears,
+    Norm,
+    Normalize,
+    Op,
+    Value,
+)
 
 Array = npt.NDArray[np.float64]
 GROUP = 32
@@ -70,38 +84,121 @@ class Reference:
         """One op on given inputs."""
         match op:
             case Embed():
-                return {op.out: np.asarray(self._weight(op.table)[np.asarray(tokens)], dtype=self._dtype)}
+                return {op.out: self._embed(op, tokens)}
+            case Normalize():
+                x = values[op.x].reshape(len(tokens), op.groups, -1)
+                return {op.out: _plus(self._norm(x, op.norm).reshape(len(tokens), -1), op.residual, values)}
             case Linears():
                 x = self._read(values[op.x], op.norm)
-                outs = {out: self._multiply(x, name) for name, out in zip(op.weights, op.outs, strict=True)}
-                if op.residual is not None:
-                    outs[op.outs[0]] += values[op.residual]
+                outs = {
+                    out: _capped(activate(self._affine(x, name, bias), op.act), op.softcap)
+                    for name, bias, out in zip(op.weights, op.biases, op.outs, strict=True)
+                }
+                outs[op.outs[0]] = _plus(outs[op.outs[0]], op.residual, values)
                 return outs
             case Glu():
                 x = self._read(values[op.x], op.norm)
-                gate = self._multiply(x, op.gate)
-                return {op.out: gate / (1 + np.exp(-gate)) * self._multiply(x, op.up)}
+                return {op.out: activate(self._affine(x, op.gate), op.act) * self._affine(x, op.up)}
+            case Experts():
+                return {op.out: _plus(self._experts(op, self._read(values[op.x], op.norm)), op.residual, values)}
+            case Gated():
+                return {op.out: _plus(values[op.x] * _sigmoid(values[op.gate]), op.residual, values)}
             case Attention():
                 return {op.out: attend(op, values[op.q], values[op.k], values[op.v])}
 
-    def _read(self, x: Array, norm: Norm | None) -> Array:
-        if norm is None:
-            return x
-        rms = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm.eps)
-        normed: Array = x / rms * np.asarray(self._weight(norm.weight), dtype=self._dtype)
-        return normed
+    def _array(self, name: str) -> Array:
+        return np.asarray(self._weight(name), dtype=self._dtype)
 
-    def _multiply(self, x: Array, name: str) -> Array:
-        weight = np.asarray(self._weight(name), dtype=self._dtype)
+    def _embed(self, op: Embed, tokens: Sequence[int]) -> Array:
+        x: Array = np.asarray(self._weight(op.table)[np.asarray(tokens)], dtype=self._dtype)
+        x = op.scale * x
+        if op.positions is not None:
+            x = x + self._array(op.positions)[op.position_offset : op.position_offset + len(tokens)]
+        return x
+
+    def _read(self, x: Array, norm: Norm | None) -> Array:
+        return x if norm is None else self._norm(x, norm)
+
+    def _norm(self, x: Array, norm: Norm) -> Array:
+        if norm.kind == "layer":
+            x = x - np.mean(x, axis=-1, keepdims=True)
+        deviation = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm.eps)
+        normed: Array = x / deviation * (self._array(norm.weight) + norm.offset)
+        return normed if norm.bias is None else normed + self._array(norm.bias)
+
+    def _affine(self, x: Array, name: str, bias: str | None = None) -> Array:
+        product = self._multiply(x, name, self._array(name))
+        return product if bias is None else product + self._array(bias)
+
+    def _multiply(self, x: Array, name: str, weight: Array) -> Array:
         product: Array = self._activation(x, name).astype(self._dtype, copy=False) @ weight.T
         return product
+
+    def _experts(self, op: Experts, x: Array) -> Array:
+        chosen, share = route(self._affine(x, op.router), op.used, renormalise=op.renormalise)
+        gate, up, down = (
+            self._array(name).reshape(op.experts, -1, width)
+            for name, width in ((op.gate, x.shape[1]), (op.up, x.shape[1]), (op.down, -1))
+        )
+        out = np.zeros_like(x)
+        for expert in range(op.experts):
+            rows, slot = np.nonzero(chosen == expert)
+            if len(rows):
+                inner = activate(self._multiply(x[rows], op.gate, gate[expert]), op.act)
+                inner *= self._multiply(x[rows], op.up, up[expert])
+                out[rows] += share[rows, slot][:, None] * self._multiply(inner, op.down, down[expert])
+        return out
+
+
+def route(logits: Array, used: int, *, renormalise: bool) -> tuple[npt.NDArray[np.int64], Array]:
+    """(experts, shares), [rows, used] each: the largest of softmax(logits [rows, experts]), lower indices first."""
+    share = _softmax(logits)
+    chosen = np.argsort(-share, axis=-1, kind="stable")[:, :used]
+    kept = np.take_along_axis(share, chosen, axis=-1)
+    return chosen, kept / kept.sum(axis=-1, keepdims=True) if renormalise else kept
+
+
+def activate(z: Array, act: Activation | None) -> Array:
+    """An activation function, by element."""
+    match act:
+        case None:
+            share = np.ones_like(z)
+        case "relu":
+            share = np.heaviside(z, 0)
+        case "silu":
+            share = _sigmoid(z)
+        case "gelu":
+            share = (1 + np.vectorize(math.erf, otypes=[z.dtype])(z / math.sqrt(2))) / 2
+        case "gelu_tanh":
+            share = (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+    return z * share
+
+
+def _sigmoid(z: Array) -> Array:
+    positive: Array = 1 / (1 + np.exp(-np.abs(z)))
+    return np.where(z >= 0, positive, 1 - positive)
+
+
+def _softmax(z: Array) -> Array:
+    weights: Array = np.exp(z - z.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _capped(z: Array, softcap: float) -> Array:
+    capped: Array = softcap * np.tanh(z / softcap) if softcap else z
+    return capped
+
+
+def _plus(x: Array, residual: Value | None, values: dict[Value, Array]) -> Array:
+    return x if residual is None else x + values[residual]
 
 
 def rotate(x: Array, rope: Rope) -> Array:
     """Rotary positions on x [positions, heads, head_dim]."""
     pairs = rope.dims // 2
     angle = np.arange(len(x))[:, None] * np.asarray(rope.inverse_frequencies())
-    cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    cosine, sine = rope.magnitude * np.cos(angle)[:, None], rope.magnitude * np.sin(angle)[:, None]
     first = slice(0, rope.dims, 2) if rope.layout == "interleaved" else slice(0, pairs)
     second = slice(1, rope.dims, 2) if rope.layout == "interleaved" else slice(pairs, rope.dims)
     a, b = x[..., first], x[..., second]
@@ -119,10 +216,12 @@ def attend(op: Attention, q: Array, k: Array, v: Array) -> Array:
     if op.rope is not None:
         q, k = rotate(q, op.rope), rotate(k, op.rope)
     group = op.heads // op.kv_heads
-    scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, group, axis=1)) * op.scale
-    scores = np.where(np.tri(n, dtype=bool), scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    scores = _capped(np.einsum("qhd,khd->hqk", q, np.repeat(k, group, axis=1)) * op.scale, op.softcap)
+    distance = np.arange(n)[:, None] - np.arange(n)
+    if op.slopes:
+        scores = scores - np.asarray(op.slopes)[:, None, None] * distance
+    seen = (distance >= 0) & (distance < (op.window or n))
+    weights = _softmax(np.where(seen, scores, -np.inf))
     mixed: Array = np.einsum("hqk,khd->qhd", weights, np.repeat(v, group, axis=1))
     return mixed.reshape(n, -1)
 
@@ -131,9 +230,12 @@ def _inputs(op: Op) -> list[Value]:
     match op:
         case Embed():
             return []
-        case Linears():
-            return [op.x] if op.residual is None else [op.x, op.residual]
-        case Glu():
-            return [op.x]
         case Attention():
             return [op.q, op.k, op.v]
+        case Glu():
+            return [op.x]
+        case Gated():
+            read = [op.x, op.gate]
+        case Normalize() | Linears() | Experts():
+            read = [op.x]
+    return read if op.residual is None else [*read, op.residual]
