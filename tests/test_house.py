@@ -24,7 +24,7 @@ PYTHON_LAYERS = (
     {"config", "machine", "sampling", "store"},
     {"graph", "checkpoint", "chat", "tokenizer"},
     {"models", "formats", "reference", "streaming"},
-    {"gguf", "request"},
+    {"gguf", "published", "request"},
     {"loader"},
     {"engine"},
     {"llm"},

@@ -14,22 +14,50 @@ from cpuinfer.errors import InvalidRequest
 GROUP = 32
 """Neighbours along a row that share a scale."""
 
-Layout = Literal["int4", "int8", "f16", "bf16", "f32"]
+Layout = Literal["int4", "int8", "table4", "mxfp4", "f16", "bf16", "f32"]
 
 FloatType = TypeVar("FloatType", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class IntegerRows:
-    """Rows of integer codes: ``value = scale * (code - zero) + bias``, scale and bias by group of 32."""
+    """Rows of integer codes: ``value = scale * (code - zero) + bias``, scale, zero point and bias by group."""
 
     codes: npt.NDArray[np.uint8]
     """[rows, k], each 0 .. 2**bits - 1."""
     scale: npt.NDArray[np.float16]
-    """[rows, k / 32]."""
-    bias: npt.NDArray[np.float16] | None
-    """[rows, k / 32], or None for zero."""
-    zero: int
+    """[rows, k / group]."""
+    bias: npt.NDArray[np.float16] | None = None
+    """[rows, k / group], or None for zero."""
+    zero: int = 0
+    """Where there are no `zeros`."""
+    zeros: npt.NDArray[np.uint8] | None = None
+    """[rows, k / group], or None."""
+    group: int = GROUP
+    """Neighbours that share a scale: a multiple of 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of 4-bit codes into a table: ``value = scale * table[code]``, scale by group."""
+
+    codes: npt.NDArray[np.uint8]
+    """[rows, k], each 0 .. 15."""
+    scale: npt.NDArray[np.float16]
+    """[rows, k / group]."""
+    table: npt.NDArray[np.float32]
+    """[16]."""
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """Rows of one of GGUF's block types, as the file has them: kernels unpack them as they go."""
+
+    raw: npt.NDArray[np.uint8]
+    """[rows, row_bytes]."""
+    layout: Literal["mxfp4"]
+    k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +114,20 @@ def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.u
     return codes.reshape(rows, groups * GROUP)
 
 
-def to_float(rows: IntegerRows | FloatRows, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
+def to_float(rows: IntegerRows | TableRows | FloatRows, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
     """The values, [rows, k]: exact in float64, one rounding a step in float32."""
     if isinstance(rows, FloatRows):
         if rows.layout == "bf16":
             return (rows.values.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
         return rows.values.astype(dtype)
     n, k = rows.codes.shape
-    values = rows.codes.reshape(n, k // GROUP, GROUP).astype(dtype)
-    values -= dtype(rows.zero)
+    values: npt.NDArray[FloatType]
+    if isinstance(rows, TableRows):
+        values = rows.table.astype(dtype)[rows.codes].reshape(n, k // rows.group, rows.group)
+    else:
+        values = rows.codes.reshape(n, k // rows.group, rows.group).astype(dtype)
+        values -= dtype(rows.zero) if rows.zeros is None else rows.zeros.astype(dtype)[:, :, None]
     values *= rows.scale.astype(dtype)[:, :, None]
-    if rows.bias is not None:
+    if isinstance(rows, IntegerRows) and rows.bias is not None:
         values += rows.bias.astype(dtype)[:, :, None]
     return values.reshape(n, k)

@@ -1,0 +1,77 @@
+"""Codes out of words, and which group of a row each of its columns belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.errors import CheckpointError, UnsupportedFormat
+
+
+def unpack(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes of 4 or 8 bits from int32 words or bytes, lowest bits first: [rows, words] -> [rows, codes]."""
+    packed = np.ascontiguousarray(words, words.dtype.newbyteorder("<")).view(np.uint8)
+    if bits == 8:
+        return packed
+    codes = np.empty((*packed.shape, 2), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[..., 0])
+    np.right_shift(packed, 4, out=codes[..., 1])
+    return codes.reshape(packed.shape[0], -1)
+
+
+def unpack_columns(words: npt.NDArray[Any], begin: int, end: int, bits: int) -> npt.NDArray[np.uint8]:
+    """Columns [begin, end) of codes packed along rows of int32 words: [rows, end - begin]."""
+    per_word = 32 // bits
+    first = begin // per_word
+    codes = unpack(words[:, first : -(-end // per_word)], bits)
+    return codes[:, begin - first * per_word : end - first * per_word]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """How the columns of a row share scales."""
+
+    index: npt.NDArray[np.intp]
+    """[k]: the file's group of each column, in the file's order of columns."""
+    order: npt.NDArray[np.int32] | None
+    """[k]: the columns in an order that makes groups contiguous, or None where they are."""
+    size: int
+    """Neighbours, in that order, that surely share a scale: a multiple of 32."""
+    source: npt.NDArray[np.intp]
+    """[k / size]: the file's group of each such run."""
+
+    def arrange(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Codes [rows, k] in the file's order -> in the order of groups."""
+        return np.ascontiguousarray(codes if self.order is None else codes[:, self.order])
+
+
+def count_groups(k: int, group: int) -> int:
+    """Groups of a row; -1 is one group."""
+    return 1 if group == -1 else -(-k // group)
+
+
+def contiguous(k: int, group: int) -> Groups:
+    """Groups of `group` neighbours, the last of which may be shorter; -1 is one group."""
+    return _grouped(np.arange(k) // (k if group == -1 else group), "group_size")
+
+
+def listed(index: npt.NDArray[Any], groups: int, name: str) -> Groups:
+    """Groups as a tensor (g_idx) lists them for each column, checked."""
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= groups:
+        raise CheckpointError(f"{name}: group {low if low < 0 else high}, expected 0 to {groups - 1}")
+    return _grouped(index.astype(np.intp), name)
+
+
+def _grouped(index: npt.NDArray[np.intp], name: str) -> Groups:
+    counts = np.bincount(index)
+    size = int(np.gcd.reduce(counts))
+    if size % 32:
+        odd = int(counts[counts % 32 != 0][0])
+        raise UnsupportedFormat(f"{name}: a group of {odd} columns, expected multiples of 32")
+    order = np.argsort(index, kind="stable").astype(np.int32)
+    in_order = bool((np.diff(index) >= 0).all())
+    return Groups(index, None if in_order else order, size, index[order][::size])
