@@ -54,8 +54,8 @@ class Reader:
 def reader(quantization: Mapping[str, Any]) -> Reader:
     """The reader for a `quantization_config`; UnsupportedFormat names a method, width or option that is not read."""
     method = quantization.get("quant_method")
-    if method is None:
-        raise CheckpointError("quantization_config: quant_method is missing, expected a string")
+    if not isinstance(method, str):
+        raise CheckpointError(f"quantization_config: quant_method is {method!r}, expected a string")
     if method not in METHODS:
         raise UnsupportedFormat(f"quant_method {method} is not supported; supported are {', '.join(sorted(METHODS))}")
     module = importlib.import_module(f"{__name__}.{METHODS[method]}")

@@ -67,7 +67,7 @@ def open_linear(
             (tensors.read(name)[:, :, None] >> shifts & 15).reshape(-1, n).astype(np.float64)
             for name in (qweight, qzeros)
         )
-        return ((codes - zeros[groups.index]) * widened(tensors.read(scales))[groups.index]).T
+        return np.multiply(codes - zeros[groups.index], widened(tensors.read(scales))[groups.index]).T
 
     return PublishedWeight(
         name=prefix,

@@ -107,7 +107,8 @@ def open_linear(
         if not s.sym:
             stored = (tensors.read(qzeros)[:, :, None] >> shifts & mask).reshape(count, -1)[:, :n]
             zeros = (stored + s.zero_offset & mask)[groups.index]
-        return (widened(tensors.read(scales)).astype(np.float64)[groups.index] * (codes - zeros)).T
+        scale = widened(tensors.read(scales)).astype(np.float64)[groups.index]
+        return np.multiply(scale, codes - zeros).T
 
     return PublishedWeight(
         name=prefix,
