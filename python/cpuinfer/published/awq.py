@@ -67,7 +67,8 @@ def open_linear(
             (tensors.read(name)[:, :, None] >> shifts & 15).reshape(-1, n).astype(np.float64)
             for name in (qweight, qzeros)
         )
-        return np.multiply(codes - zeros[groups.index], widened(tensors.read(scales))[groups.index]).T
+        product: npt.NDArray[np.float64] = (codes - zeros[groups.index]) * widened(tensors.read(scales))[groups.index]
+        return product.T
 
     return PublishedWeight(
         name=prefix,

@@ -49,7 +49,7 @@ class State:
     shape: tuple[int, int]
     nested_blocksize: int
     """0 without double quantisation."""
-    nested_offset: np.float32
+    nested_offset: float
 
 
 def _state(tensors: Tensors, weight: str) -> tuple[State, str]:
@@ -68,12 +68,12 @@ def _state(tensors: Tensors, weight: str) -> tuple[State, str]:
             int(found["blocksize"]),
             tuple(map(int, found["shape"])),  # type: ignore[arg-type]
             int(found["nested_blocksize"]) if nested else 0,
-            np.float32(found["nested_offset"] if nested else 0),
+            float(found["nested_offset"] if nested else 0),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{name}: {error!r}, expected JSON of a quant_state") from error
     sizes_fit = state.blocksize >= 32 and not state.blocksize % 32 and (not nested or state.nested_blocksize >= 1)
-    if state.type != kind or len(state.shape) != 2 or not sizes_fit or not np.isfinite(state.nested_offset):
+    if state.type != kind or len(state.shape) != 2 or not sizes_fit or not abs(state.nested_offset) < 65504:
         raise CheckpointError(f"{name}: {state}, expected type {kind}, two sizes, and blocks of a multiple of 32")
     return state, name
 
@@ -94,7 +94,7 @@ def open_linear(
     expect(tensors, weight, (tensors.dtype(weight),), (n * k // 2 // item_bytes, 1))
     blocks = -(-n * k // s.blocksize)
     expect(tensors, absmax, ("U8" if s.nested_blocksize else "F32",), (blocks,))
-    names = (weight, absmax, quant_map, state_name)
+    names: tuple[str, ...] = (weight, absmax, quant_map, state_name)
     if s.nested_blocksize:
         expect(tensors, nested_absmax, ("F32",), (-(-blocks // s.nested_blocksize),))
         expect(tensors, nested_map, ("F32",), (256,))
@@ -112,7 +112,8 @@ def open_linear(
         if not s.nested_blocksize:
             return np.asarray(stored, np.float32)
         outer = tensors.read(nested_absmax)[np.arange(begin, end) // s.nested_blocksize]
-        return np.add(tensors.read(nested_map)[stored] * outer, s.nested_offset, dtype=np.float32)
+        scale: npt.NDArray[np.float32] = tensors.read(nested_map)[stored] * outer + np.float32(s.nested_offset)
+        return scale
 
     def decode(begin: int, end: int) -> TableRows:
         pairs = tensors.read_rows(weight, begin * k // 2 // item_bytes, end * k // 2 // item_bytes)

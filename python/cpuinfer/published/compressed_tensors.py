@@ -83,7 +83,7 @@ def open_linear(
     rows, columns = tensors.read(shape_name).tolist()
     n, k = weight_shape(shape_name, (rows, columns), shape)
     has_zeros = zero_point in tensors.names()
-    s = _fitting(tensors, packed, scales, schemes(quantization), (n, k), has_zeros)
+    s = _fitting(tensors, packed, scales, schemes(quantization), (n, k), has_zeros=has_zeros)
     count = packing.count_groups(k, s.group)
     zero_packed = not (has_zeros and tensors.dtype(zero_point) == "I8")
     if not s.symmetric:
@@ -98,11 +98,13 @@ def open_linear(
             signed = tensors.read_rows(zero_point, begin, end).astype(np.int16) + middle
             if ((signed < 0) | (signed >= 2 * middle)).any():
                 raise CheckpointError(f"{zero_point}: a zero point out of range, expected {s.bits} bits")
-            return signed.astype(np.uint8)
+            codes: npt.NDArray[np.uint8] = signed.astype(np.uint8)
+            return codes
         per_word = 32 // s.bits
         first = begin // per_word
         words = tensors.read_rows(zero_point, first, -(-end // per_word))
-        return packing.unpack_columns(words.T, begin - first * per_word, end - first * per_word, s.bits).T
+        stored = packing.unpack_columns(words.T, begin - first * per_word, end - first * per_word, s.bits)
+        return stored.T
 
     def decode(begin: int, end: int) -> IntegerRows:
         # The last word of a row is full: k is a multiple of 32.
@@ -123,7 +125,8 @@ def open_linear(
             if zero_packed:
                 zeros = (zeros[:, None, :] >> shifts[:, None] & mask).reshape(-1, count)[:n] - middle
             zeros = zeros.astype(np.int64)[:, groups.index]
-        return np.multiply(widened(tensors.read(scales)).astype(np.float64)[:, groups.index], codes - zeros)
+        product: npt.NDArray[np.float64] = (codes - zeros) * widened(tensors.read(scales))[:, groups.index]
+        return product
 
     return PublishedWeight(
         name=prefix,
@@ -143,9 +146,10 @@ def open_linear(
 
 
 def _fitting(
-    tensors: Tensors, packed: str, scales: str, known: list[Scheme], shape: tuple[int, int], has_zeros: bool
+    tensors: Tensors, packed: str, scales: str, known: list[Scheme], shape: tuple[int, int], *, has_zeros: bool
 ) -> Scheme:
     """The scheme that the tensors have: `targets` are patterns over module classes, which the file does not name."""
+    expect(tensors, packed, ("I32",), (None, None))
     for s in sorted(known, key=lambda s: s.symmetric == has_zeros):
         packed_shape, scale_shape = s.shapes(*shape)
         fits = tuple(tensors.shape(packed)) == packed_shape and scales in tensors.names()

@@ -22,9 +22,23 @@ PACKED = ".W_q"
 METHOD = "HQQ"
 PACKINGS = {"8bit_u8": 8, "4bit_u8": 4}
 OPTIONS = (
-    "nbits group_size shape axis packing unpack_view_dtype view_as_float quant_scale quant_zero compute_dtype "
-    "offload_meta encoded_state_dict stores_quant_config channel_wise optimize round_zero"
-).split()
+    "nbits",
+    "group_size",
+    "shape",
+    "axis",
+    "packing",
+    "unpack_view_dtype",
+    "view_as_float",
+    "quant_scale",
+    "quant_zero",
+    "compute_dtype",
+    "offload_meta",
+    "encoded_state_dict",
+    "stores_quant_config",
+    "channel_wise",
+    "optimize",
+    "round_zero",
+)
 """What a file may hold of a layer beside its numbers."""
 
 
@@ -63,9 +77,12 @@ def open_linear(
     expect(tensors, codes_name, ("U8",), (count * bits // 8, group))
     for name in (scale_name, zero_name):
         expect(tensors, name, FLOATS, (count, 1))
+    if bits == 4 and count % 2:
+        raise CheckpointError(f"{codes_name}: {count} groups of 4 bits, expected an even number")
     # Zero points that are whole numbers stay exact; others become a bias, -scale * zero, rounded to fp16 once.
-    zero = widened(tensors.read(zero_name)).reshape(n, k // group)
+    zero = widened(tensors.read(zero_name))
     whole = bool(((zero == np.round(zero)) & (zero >= 0) & (zero < 1 << bits)).all())
+    del zero
     names = tuple(
         name for name in (f"{prefix}.{part}" for part in ("W_q", "scale", "zero", *OPTIONS)) if name in tensors.names()
     )
@@ -81,11 +98,14 @@ def open_linear(
     def decode(begin: int, end: int) -> IntegerRows:
         first, last = begin * k // group, end * k // group
         codes = codes_of(first, last).reshape(-1, k)
-        scale = widened(tensors.read_rows(scale_name, first, last)).reshape(-1, k // group)
+        scale, zero = (
+            widened(tensors.read_rows(name, first, last)).reshape(-1, k // group) for name in (scale_name, zero_name)
+        )
         halves = halved(scale, scale_name)
         if whole:
-            return IntegerRows(codes, halves, zeros=zero[begin:end].astype(np.uint8), group=group)
-        bias = -scale.astype(np.float64) * zero[begin:end]
+            return IntegerRows(codes, halves, zeros=zero.astype(np.uint8), group=group)
+        with np.errstate(invalid="ignore"):  # `halved` refuses what comes of it
+            bias = -scale.astype(np.float64) * zero
         return IntegerRows(codes, halves, bias=halved(bias, zero_name), group=group)
 
     def floats() -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ def count_groups(k: int, group: int) -> int:
     return 1 if group == -1 else -(-k // group)
 
 
+@functools.lru_cache(maxsize=64)
 def contiguous(k: int, group: int) -> Groups:
     """Groups of `group` neighbours, the last of which may be shorter; -1 is one group."""
     return _grouped(np.arange(k) // (k if group == -1 else group), "group_size")
