@@ -67,8 +67,9 @@ def open_linear(
             (tensors.read(name)[:, :, None] >> shifts & 15).reshape(-1, n).astype(np.float64)
             for name in (qweight, qzeros)
         )
-        product: npt.NDArray[np.float64] = (codes - zeros[groups.index]) * widened(tensors.read(scales))[groups.index]
-        return product.T
+        scale = widened(tensors.read(scales))[groups.index]
+        values: npt.NDArray[np.float64] = ((codes - zeros[groups.index]) * scale).T
+        return values
 
     return PublishedWeight(
         name=prefix,

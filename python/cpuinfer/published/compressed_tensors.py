@@ -98,13 +98,13 @@ def open_linear(
             signed = tensors.read_rows(zero_point, begin, end).astype(np.int16) + middle
             if ((signed < 0) | (signed >= 2 * middle)).any():
                 raise CheckpointError(f"{zero_point}: a zero point out of range, expected {s.bits} bits")
-            codes: npt.NDArray[np.uint8] = signed.astype(np.uint8)
-            return codes
+            return np.asarray(signed, np.uint8)
         per_word = 32 // s.bits
         first = begin // per_word
         words = tensors.read_rows(zero_point, first, -(-end // per_word))
-        stored = packing.unpack_columns(words.T, begin - first * per_word, end - first * per_word, s.bits)
-        return stored.T
+        begin, end = begin - first * per_word, end - first * per_word
+        codes: npt.NDArray[np.uint8] = packing.unpack_columns(words.T, begin, end, s.bits).T
+        return codes
 
     def decode(begin: int, end: int) -> IntegerRows:
         # The last word of a row is full: k is a multiple of 32.
@@ -125,8 +125,9 @@ def open_linear(
             if zero_packed:
                 zeros = (zeros[:, None, :] >> shifts[:, None] & mask).reshape(-1, count)[:n] - middle
             zeros = zeros.astype(np.int64)[:, groups.index]
-        product: npt.NDArray[np.float64] = (codes - zeros) * widened(tensors.read(scales))[:, groups.index]
-        return product
+        scale = widened(tensors.read(scales)).astype(np.float64)[:, groups.index]
+        values: npt.NDArray[np.float64] = scale * (codes - zeros)
+        return values
 
     return PublishedWeight(
         name=prefix,

@@ -108,8 +108,8 @@ def open_linear(
             stored = (tensors.read(qzeros)[:, :, None] >> shifts & mask).reshape(count, -1)[:, :n]
             zeros = (stored + s.zero_offset & mask)[groups.index]
         scale = widened(tensors.read(scales)).astype(np.float64)[groups.index]
-        product: npt.NDArray[np.float64] = scale * (codes - zeros)
-        return product.T
+        values: npt.NDArray[np.float64] = (scale * (codes - zeros)).T
+        return values
 
     return PublishedWeight(
         name=prefix,

@@ -66,8 +66,8 @@ def open_linear(
         pairs = tensors.read(blocks).reshape(-1, 16)
         values = VALUES[np.stack([pairs % 16, pairs // 16], axis=2).reshape(-1, 32)]
         exponent = tensors.read(scales).astype(np.int32).reshape(-1, 1) - 127
-        product: npt.NDArray[np.float64] = np.ldexp(values, exponent)
-        return product.reshape(n, k)
+        scaled: npt.NDArray[np.float64] = np.ldexp(values, exponent)
+        return scaled.reshape(n, k)
 
     return PublishedWeight(
         name=prefix,

@@ -20,7 +20,7 @@ def unpack(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     codes = np.empty((*packed.shape, 2), np.uint8)
     np.bitwise_and(packed, 15, out=codes[..., 0])
     np.right_shift(packed, 4, out=codes[..., 1])
-    return codes.reshape(packed.shape[0], -1)
+    return codes.reshape(packed.shape[0], packed.shape[1] * 2)
 
 
 def unpack_columns(words: npt.NDArray[Any], begin: int, end: int, bits: int) -> npt.NDArray[np.uint8]:
