@@ -32,6 +32,8 @@ class Scheme:
     bits: int
     group: int
     symmetric: bool
+    ordered: bool
+    """Whether weight_g_idx names the group of each column."""
 
     def shapes(self, n: int, k: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of weight_packed and weight_scale."""
@@ -65,7 +67,9 @@ def _scheme(weights: Mapping[str, Any]) -> Scheme:
     strategy = options.require(weights, "strategy", str)
     options.one_of(METHOD, "strategy", strategy, ("group", "channel"))
     group = -1 if strategy == "channel" else options.group_size(METHOD, options.require(weights, "group_size", int))
-    return Scheme(bits, group, options.optional(weights, "symmetric", bool, True))
+    # True was "group"; "weight" and "static" leave each column in the group of its place.
+    ordered = weights.get("actorder") in ("group", "dynamic", True)
+    return Scheme(bits, group, options.optional(weights, "symmetric", bool, True), ordered)
 
 
 def check(quantization: Mapping[str, Any]) -> None:
@@ -89,7 +93,7 @@ def open_linear(
     if not s.symmetric:
         packed_rows = -(-n * s.bits // 32)
         expect(tensors, zero_point, ("I32", "I8"), (packed_rows if zero_packed else n, count))
-    groups = _groups(tensors, g_idx, k, count, s.group)
+    groups = _groups(tensors, g_idx, k, s)
     middle = 1 << (s.bits - 1)
     names = tuple(f"{prefix}.{part}" for part in parts if f"{prefix}.{part}" in tensors.names())
 
@@ -163,11 +167,12 @@ def _fitting(
     )
 
 
-def _groups(tensors: Tensors, g_idx: str, k: int, count: int, group: int) -> packing.Groups:
+def _groups(tensors: Tensors, g_idx: str, k: int, s: Scheme) -> packing.Groups:
     """The groups of the columns, from weight_g_idx where there is one that was filled in."""
-    if g_idx in tensors.names():
+    count = packing.count_groups(k, s.group)
+    if g_idx in tensors.names() or (s.ordered and count > 1):
         expect(tensors, g_idx, ("I32", "I64"), (k,))
         index = tensors.read(g_idx)
         if (index != -1).any():
             return packing.listed(index, count, g_idx)
-    return packing.contiguous(k, group)
+    return packing.contiguous(k, s.group)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.errors import CheckpointError, UnsupportedFormat
+from cpuinfer.errors import UnsupportedFormat
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.published import options, packing
 from cpuinfer.published.tensors import FLOATS, Kept, Tensors, expect, halved, stored_bytes, weight_shape, widened
@@ -130,12 +130,10 @@ def open_linear(
 
 def _groups(tensors: Tensors, g_idx: str, k: int, count: int, s: Scheme) -> packing.Groups:
     """The groups of the columns, from g_idx where there is one."""
-    if g_idx in tensors.names():
+    if g_idx in tensors.names() or (s.ordered and count > 1):
         expect(tensors, g_idx, ("I32",), (k,))
         index = tensors.read(g_idx)
         if index.any() or count == 1 or s.ordered:
             return packing.listed(index, count, g_idx)
         return packing.contiguous(k, s.group)  # zeros without `desc_act`: never filled in
-    if s.ordered and count > 1:
-        raise CheckpointError(f"{g_idx}: missing, expected I32 ({k},) as desc_act is true")
     return packing.contiguous(k, s.group)
