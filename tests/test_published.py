@@ -132,6 +132,11 @@ def test_gptq_of_version_1_and_2_differ_by_one_in_the_zero_points():
         assert (unrounded(weight) == value).all()
 
 
+def test_a_group_may_be_longer_than_a_row():
+    codes, scales, zeros, values = numbers(48, 64, -1, 4)
+    check({**GPTQ, "group_size": 1 << 80}, files.gptq(P, codes, scales, zeros, 4), values)
+
+
 def test_gptq_zero_points_of_version_1_wrap_round():
     codes = np.full((8, 32), 5)
     arrays = files.gptq(P, codes, np.ones((8, 1), np.float16), np.zeros((8, 1), int), 4, version=1)
@@ -589,14 +594,15 @@ def test_a_number_out_of_its_range_is_refused(format_name, part, value, error, m
     ["", "[]", "5", "null", "{", "[" * 60_000, '{"quant_type": "nf4"}', "{}" + " " * 70_000, "\xff"]
     + [
         '{"quant_type": "nf4", "shape": [48, 64], "blocksize": SIZE}'.replace("SIZE", size)
-        for size in ("0", "-64", "63", "1e400", '"64x"', "null", "NaN")
+        for size in ("0", "-64", "63", "1e400", '"64x"', "null", "NaN", "4128", "9" * 30, "9" * 5000)
     ]
     + ['{"quant_type": "fp4", "shape": [48, 64], "blocksize": 64}']
     + [
         '{"quant_type": "nf4", "blocksize": 64, "shape": SIZE}'.replace("SIZE", size)
         for size in ("[48]", "48", "[[48], 64]", "[-48, -64]")
     ]
-    + ['{"quant_type": "nf4", "shape": [48, 64], "blocksize": 64, "nested_blocksize": 1, "nested_offset": 1e300}'],
+    + ['{"quant_type": "nf4", "shape": [48, 64], "blocksize": 64, "nested_blocksize": 1, "nested_offset": 1e300}']
+    + ['{"quant_type": "nf4", "shape": [48, 64], "blocksize": 64, "nested_blocksize": 0, "nested_offset": 0}'],
 )
 def test_a_quant_state_that_is_not_one_is_refused(text):
     _, sound = damaged("bnb")

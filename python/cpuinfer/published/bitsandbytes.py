@@ -28,6 +28,7 @@ from cpuinfer.published.weight import PublishedWeight
 PACKED = ".weight.absmax"
 METHOD = "bitsandbytes"
 TYPES = ("nf4", "fp4")
+MOST_BLOCKSIZE = 4096
 MOST_STATE_BYTES = 1 << 16
 
 
@@ -72,9 +73,10 @@ def _state(tensors: Tensors, weight: str) -> tuple[State, str]:
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{name}: {error!r}, expected JSON of a quant_state") from error
-    sizes_fit = state.blocksize >= 32 and not state.blocksize % 32 and (not nested or state.nested_blocksize >= 1)
+    sizes_fit = 32 <= state.blocksize <= MOST_BLOCKSIZE and not state.blocksize % 32
+    sizes_fit &= 1 <= state.nested_blocksize <= MOST_BLOCKSIZE or not nested
     if state.type != kind or len(state.shape) != 2 or not sizes_fit or not abs(state.nested_offset) < 65504:
-        raise CheckpointError(f"{name}: {state}, expected type {kind}, two sizes, and blocks of a multiple of 32")
+        raise CheckpointError(f"{name}: {state}, expected type {kind}, two sizes and blocks of 32 to {MOST_BLOCKSIZE}")
     return state, name
 
 

@@ -57,7 +57,7 @@ def count_groups(k: int, group: int) -> int:
 @functools.lru_cache(maxsize=64)
 def contiguous(k: int, group: int) -> Groups:
     """Groups of `group` neighbours, the last of which may be shorter; -1 is one group."""
-    return _grouped(np.arange(k) // (k if group == -1 else group), "group_size")
+    return _grouped(np.arange(k) // (k if group == -1 else min(group, k)), "group_size")
 
 
 def listed(index: npt.NDArray[Any], groups: int, name: str) -> Groups:
