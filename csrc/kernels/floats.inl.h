@@ -3,8 +3,6 @@
 
 namespace {
 
-constexpr int kParts = kLanes / kPartLanes;
-
 // The fixed tree of kernels.h over all 16 lanes; combine(a, b) takes the lower and the upper half.
 template <typename T, typename Combine>
 inline T over_lanes(T (&lane)[kLanes], Combine combine) {
@@ -28,8 +26,8 @@ inline float largest_lane(const Part (&parts)[kParts]) {
 
 inline Part silu_times(Part gate, Part up) { return gate / (fill(1.0f) + exponential(fill(0.0f) - gate)) * up; }
 
-// One row's group of 32; 1e-30 keeps 127 / m far from overflow.
-inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t& sum) {
+// One row's group of 32, sum[0] and sum[stride] its halves' sums; 1e-30 keeps 127 / m far from overflow.
+inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t* sum, int stride) {
   constexpr int kGroupParts = kGroup / kPartLanes;
   Bits magnitudes = fill_bits(0);
   for (int p = 0; p < kGroupParts; ++p) {
@@ -44,20 +42,22 @@ inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t&
   if (!finite || m < 1e-30f) {
     __builtin_memset(codes, 0, kGroup);
     scale = finite ? 0.0f : __builtin_nanf("");
-    sum = 0;
+    sum[0] = sum[stride] = 0;
     return;
   }
   scale = m / 127.0f;
   const Part inverse = fill(127.0f / m);
-  Bits sums = fill_bits(0);
-  for (int p = 0; p < kGroupParts; ++p) {
-    const Bits code = to_nearest(load(x + p * kPartLanes) * inverse);
-    store_codes(codes + p * kPartLanes, code);
-    sums = plus(sums, code);
+  for (int half = 0; half < kGroup / kHalf; ++half) {
+    Bits sums = fill_bits(0);
+    for (int i = half * kHalf; i < (half + 1) * kHalf; i += kPartLanes) {
+      const Bits code = to_nearest(load(x + i) * inverse);
+      store_codes(codes + i, code);
+      sums = plus(sums, code);
+    }
+    int32_t sum_lane[kLanes] = {};
+    store_bits(sum_lane, sums);
+    sum[half * stride] = over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
   }
-  int32_t sum_lane[kLanes] = {};
-  store_bits(sum_lane, sums);
-  sum = over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
 }
 
 }  // namespace
@@ -66,7 +66,7 @@ void quantize(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q) {
   for (int64_t g = 0; g < k / kGroup; ++g) {
     for (int r = 0; r < q.rows; ++r) {
       const int64_t at = g * q.rows + r;
-      quantize_group(x + r * ldx + g * kGroup, q.codes + at * kGroup, q.scale[at], q.sum[at]);
+      quantize_group(x + r * ldx + g * kGroup, q.codes + at * kGroup, q.scale[at], q.sum + g * 2 * q.rows + r, q.rows);
     }
   }
 }

@@ -38,7 +38,7 @@ void Plan::run_embed(const Op& op, int worker) noexcept {
 }
 
 QuantizedRows Plan::quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept {
-  return {rows, in.codes + row * k, in.scale + row * (k / kGroup), in.sum + row * (k / kGroup)};
+  return {rows, in.codes + row * k, in.scale + row * (k / kGroup), in.sum + row * (k / kHalf)};
 }
 
 // Reads one tile of an op's input: normalised into `normed` when there is a norm, quantised when the weights ask for
@@ -71,7 +71,7 @@ Plan::Input Plan::read_input(const Op& op, std::size_t index, const int32_t* row
   const int64_t stride = round_up(k, kLanes);
   bool any_integer = false, any_float = false;
   for (const auto& weight : op.weights) {
-    (is_integer(weight->view().encoding) ? any_integer : any_float) = true;
+    (is_float(weight->view().encoding) ? any_float : any_integer) = true;
   }
   const bool moved = !op.norm.weight.empty() || row_map != nullptr;  // the floats the kernels see are not x itself
   const auto quantized = [&](int64_t codes, int64_t scale, int64_t sum) {
@@ -124,12 +124,7 @@ void Plan::run_linear_op(const Op& op, std::size_t index, const int32_t* row_map
                             int64_t ldy) {
     const Weights& w = weight.view();
     const QuantizedRows q = in.codes != nullptr ? quantized_tile(in, k, row, count) : QuantizedRows{};
-    const Gemm gemm{&w, begin, end, q, in.x + row * in.ldx, in.ldx, count, y, ldy};
-    switch (w.encoding) {
-      case Encoding::kInt4: return kernels_.gemm_int4(gemm);
-      case Encoding::kInt8: return kernels_.gemm_int8(gemm);
-      default: return kernels_.gemm_float(gemm);
-    }
+    kernels_.gemm({&w, begin, end, q, in.x + row * in.ldx, in.ldx, count, y, ldy});
   };
 
   for (int64_t next = worker;; next += team_.size()) {
