@@ -22,7 +22,8 @@ CSRC = ROOT / "csrc"
 PYTHON_LAYERS = (
     {"errors", "description", "results", "_core", "__init__"},
     {"config", "machine", "sampling", "store"},
-    {"graph", "checkpoint", "chat", "tokenizer"},
+    {"ops", "checkpoint", "chat", "tokenizer"},
+    {"graph"},
     {"models", "formats", "reference", "streaming"},
     {"gguf", "request"},
     {"loader"},
@@ -32,7 +33,7 @@ PYTHON_LAYERS = (
     {"cli"},
     {"__main__"},
 )
-WITHOUT_EXTENSION = ("graph", "models", "formats", "reference")
+WITHOUT_EXTENSION = ("ops", "graph", "models", "formats", "reference")
 CSRC_LAYERS = {
     "core": set(),
     "checkpoint": {"core"},

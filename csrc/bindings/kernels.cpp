@@ -100,6 +100,30 @@ void set_block_rows(PackedMatrix& matrix, int64_t row, const py::array& blocks) 
   matrix.set_block_rows(row, rows, data);
 }
 
+const BlockLayout& find_blocks(const std::string& name) {
+  const BlockLayout* layout = block_layout(find_encoding(name));
+  if (layout == nullptr) invalid("layout '" + name + "': not one of blocks");
+  return *layout;
+}
+
+// Rows of blocks as in a file -> fp32 [rows, k].
+py::array_t<float> read_blocks_of(const std::string& name, const py::array& raw, int64_t k) {
+  const BlockLayout& layout = find_blocks(name);
+  if (k < 1 || k % layout.inputs != 0) invalid("k: " + std::to_string(k) + ", expected whole blocks");
+  const int64_t blocks = k / layout.inputs, row_bytes = blocks * layout.bytes;
+  const int64_t rows = check_array(raw, "raw", "uint8", -1, row_bytes);
+  py::array_t<float> out({rows, k});
+  const auto* in = static_cast<const uint8_t*>(raw.data());
+  float* values = out.mutable_data();
+  const ReleasedGil release;
+  std::vector<uint8_t> panel(static_cast<std::size_t>(row_bytes * kLanes));
+  for (int64_t row = 0; row < rows; ++row) {
+    pack_blocks(layout, in + row * row_bytes, 1, blocks, 0, panel.data());
+    read_blocks(layout, panel.data(), blocks, 0, values + row * k);
+  }
+  return out;
+}
+
 py::array_t<float> read_row(const PackedMatrix& matrix, int64_t row) {
   check_range(matrix.view(), row, 1);
   py::array_t<float> out(matrix.view().k);
@@ -185,6 +209,14 @@ void bind_kernels(py::module_& m) {
   m.def(
       "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
       py::arg("name") = py::none());
+  m.def(
+      "block_size",
+      [](const std::string& name) {
+        const BlockLayout& layout = find_blocks(name);
+        return std::pair(layout.inputs, layout.bytes);
+      },
+      py::arg("layout"));
+  m.def("read_blocks", &read_blocks_of, py::arg("layout"), py::arg("raw"), py::arg("k"));
   py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
       .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, bool has_zeros,

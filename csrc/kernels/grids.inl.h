@@ -1,5 +1,5 @@
 // How the block encodings with code-books are unpacked: row by row, eight or four codes a look-up.
-// Included inside a namespace, after unpack.inl.h.  Layouts: blocks.h; the numbers' meaning: python/cpuinfer/formats.
+// Included inside a namespace, after unpack.inl.h.
 
 namespace {
 
@@ -42,6 +42,7 @@ inline void each_row(const uint8_t* block, int scale_offset, Body body) {
   for (int lane = 0; lane < kLanes; ++lane) body(lane, block + lane * kBytes, d[lane]);
 }
 
+// d (2 s + 1) / 8 times signed entries, per 32: d fp16, then eight times four entries [4], and signs and s [4].
 struct Iq2Xxs {
   static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 64;
   static constexpr bool kBias = false, kWide = false;
@@ -59,6 +60,7 @@ struct Iq2Xxs {
   }
 };
 
+// d (2 s + 1) / 8 times signed entries, per 16: d fp16, 9 bits of entry and 7 of signs [32], 4-bit s [8].
 struct Iq2Xs {
   static constexpr int kInputs = 256, kBytes = 74, kScaled = 16, kZero = 64;
   static constexpr bool kBias = false, kWide = false;
@@ -76,6 +78,7 @@ struct Iq2Xs {
   }
 };
 
+// As IQ2_XS: d fp16, low 8 bits of entries [32], signs [32], high 2 bits [8], s [8].
 struct Iq2S {
   static constexpr int kInputs = 256, kBytes = 82, kScaled = 16, kZero = 64;
   static constexpr bool kBias = false, kWide = false;
@@ -93,6 +96,7 @@ struct Iq2S {
   }
 };
 
+// d (2 s + 1) / 4 times signed entries of four, per 32: d fp16, entries [64], eight words of signs and s.
 struct Iq3Xxs {
   static constexpr int kInputs = 256, kBytes = 98, kScaled = 32, kZero = 64;
   static constexpr bool kBias = false, kWide = false;
@@ -111,6 +115,7 @@ struct Iq3Xxs {
   }
 };
 
+// d (2 s + 1) times signed entries of four, per 32: d fp16, entries [64], their ninth bits [8], signs [32], s [4].
 struct Iq3S {
   static constexpr int kInputs = 256, kBytes = 110, kScaled = 32, kZero = 64;
   static constexpr bool kBias = false, kWide = false;
@@ -135,6 +140,7 @@ inline uint64_t lattice_codes(uint64_t entries, bool negative) {
   return (negative ? 8 : 10) * kEach + 8 * ones - 16 * minus_ones;
 }
 
+// d (2 s + 1) (entry + delta) per 32: d fp16, entries [32], words of four high 3 bits, s and the sign [8].
 struct Iq1S {
   static constexpr int kInputs = 256, kBytes = 50, kScaled = 32, kZero = 9;
   static constexpr bool kBias = false, kWide = false;
@@ -152,6 +158,7 @@ struct Iq1S {
   }
 };
 
+// As IQ1_S, s per 16, delta per 8: entries [32], high 3 bits and sign [16], words of d's nibble and four s [4].
 struct Iq1M {
   static constexpr int kInputs = 256, kBytes = 56, kScaled = 16, kZero = 9;
   static constexpr bool kBias = false, kWide = false;

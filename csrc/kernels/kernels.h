@@ -64,7 +64,7 @@ struct Weights {
   const uint16_t* bias;            // fp16 [ceil(n / 16)][k / group][16], or null
   int64_t group = kGroup;          // inputs that share a scale: a multiple of kGroup that divides k
   const uint8_t* zeros = nullptr;  // [ceil(n / 16)][k / group][16], or null
-  const int16_t* table = nullptr;  // kTable4: [16]
+  int16_t table[16] = {};          // kTable4
   float table_scale = 1;
 };
 

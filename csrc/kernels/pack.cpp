@@ -55,17 +55,18 @@ void check_shape(Encoding encoding, int64_t n, int64_t k, const PackOptions& opt
   }
 }
 
-// The table as integers of 16 bits and returns what one of them stands for: the largest magnitude is 127 * 256, so that
-// both bytes of a number are factors of a dot product that cannot overflow.
-float round_table(const std::vector<float>& table, std::array<int16_t, 16>& rounded) {
+// Sets the table to integers of 16 bits: with 127 * 256 as the largest magnitude both bytes of a number are factors of
+// a dot product that cannot overflow.
+void round_table(const std::vector<float>& table, Weights& view) {
   float largest = 0;
   for (const float number : table) {
     if (!std::isfinite(number)) fail("a table with a number that is not finite");
     largest = std::max(largest, std::fabs(number));
   }
-  const float step = largest > 0 ? largest / (127 * 256) : 1.0f;
-  for (std::size_t i = 0; i < rounded.size(); ++i) rounded[i] = static_cast<int16_t>(std::lrint(table[i] / step));
-  return step;
+  if (largest > 0) view.table_scale = largest / (127 * 256);
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    view.table[i] = static_cast<int16_t>(std::lrint(table[i] / view.table_scale));
+  }
 }
 
 uint32_t four_codes(const uint8_t* p) {
@@ -147,7 +148,6 @@ PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOp
     if (options.has_bias) bias_ = take(groups * sizeof(uint16_t));
     if (options.has_zeros) zeros_ = take(groups);
   }
-  const float table_scale = encoding == Encoding::kTable4 ? round_table(options.table, table_) : 1.0f;
   view_ = {.encoding = encoding,
            .zero = options.zero,
            .n = n,
@@ -156,9 +156,8 @@ PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOp
            .scale = scale_.as<uint16_t>(),
            .bias = bias_.as<uint16_t>(),
            .group = scaled ? options.group : kGroup,
-           .zeros = zeros_.as<uint8_t>(),
-           .table = table_.data(),
-           .table_scale = table_scale};
+           .zeros = zeros_.as<uint8_t>()};
+  round_table(options.table, view_);
 }
 
 void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale,

@@ -1,7 +1,6 @@
 // Packing: from the canonical form (codes, scales, biases, row-major) to the panels the kernels read.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -20,11 +19,11 @@ std::optional<Encoding> encoding_named(std::string_view name) noexcept;
 
 // What a matrix has beside its codes.
 struct PackOptions {
-  int32_t zero = 0;          // kInt4, kInt8
-  bool has_bias = false;     // kInt4, kInt8
-  bool has_zeros = false;    // kInt4, kInt8: a zero point for each group, instead of `zero`
-  int64_t group = kGroup;    // kInt4, kInt8, kTable4
-  std::vector<float> table;  // kTable4: sixteen numbers; kept as 16-bit integers times one scale
+  int32_t zero = 0;               // kInt4, kInt8
+  bool has_bias = false;          // kInt4, kInt8
+  bool has_zeros = false;         // kInt4, kInt8: a zero point for each group, instead of `zero`
+  int64_t group = kGroup;         // kInt4, kInt8, kTable4
+  std::vector<float> table = {};  // kTable4: sixteen numbers; kept as 16-bit integers times one scale
 };
 
 // Owns one packed matrix.  Filled row range by row range, so the unpacked matrix never has to exist whole.  Several
@@ -34,13 +33,11 @@ class PackedMatrix {
   // Throws Error(kUnsupportedFormat) unless n, k >= 1, k is a multiple of the group or block, and the options fit the
   // encoding.  The memory is the matrix's own, or a part of the pool's.
   PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options = {}, BufferPool* pool = nullptr);
-  PackedMatrix(const PackedMatrix&) = delete;  // its view points into it
-  PackedMatrix& operator=(const PackedMatrix&) = delete;
 
   // Rows [row, row + rows) of kInt4, kInt8 and kTable4: codes uint8 [rows][k] (0..15 but for kInt8, else
   // Error(kUnsupportedFormat)); scale, bias fp16 and zeros uint8 [rows][k / group], null where the matrix has none.
   void set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale, const uint16_t* bias,
-                        const uint8_t* zeros);
+                        const uint8_t* zeros = nullptr);
   // Rows of a float encoding: values [rows][k], two or four bytes each as the encoding says.
   void set_float_rows(int64_t row, int64_t rows, const void* values);
   // Rows of a block encoding, as in the file.
@@ -58,7 +55,6 @@ class PackedMatrix {
   float read_code(int64_t row, int64_t i) const noexcept;
 
   Buffer codes_, scale_, bias_, zeros_;
-  std::array<int16_t, 16> table_{};
   const BlockLayout* blocks_ = nullptr;
   Weights view_{};
 };

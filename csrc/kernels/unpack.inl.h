@@ -1,6 +1,5 @@
 // How each block encoding is unpacked to a stage: exact integers and products, so the same bits whoever compiles it.
 // Included inside a namespace, after a vec_*.h.
-// Block layouts: blocks.h.  What the numbers mean: the docstrings of python/cpuinfer/formats.
 
 namespace {
 
@@ -75,6 +74,7 @@ inline Line bit_of(Line line) {
 
 // Every encoding: inputs of a block, bytes of a row's block, inputs of a scale, zero point, whether it has biases,
 // whether codes exceed 127; unpack fills the stage from its group at `at` on (blocks of 32 share one).
+// d (q - 16), q of 5 bits: d fp16, the fifth bits of 32 codes, their nibbles (0 to 15 low, 16 to 31 high).
 struct Q5_0 {
   static constexpr int kInputs = 32, kBytes = 22, kScaled = 32, kZero = 16;
   static constexpr bool kBias = false, kWide = false;
@@ -94,6 +94,7 @@ struct Q5_0 {
   }
 };
 
+// d q + m: d and m fp16, then as Q5_0.
 struct Q5_1 {
   static constexpr int kInputs = 32, kBytes = 24, kScaled = 32, kZero = 0;
   static constexpr bool kBias = true, kWide = false;
@@ -104,6 +105,7 @@ struct Q5_1 {
   }
 };
 
+// d s q - m t per 16: scales s (low) and minima t (high nibble) [16], 2-bit codes [64], d and m fp16.
 struct Q2K {
   static constexpr int kInputs = 256, kBytes = 84, kScaled = 16, kZero = 0;
   static constexpr bool kBias = true, kWide = false;
@@ -127,6 +129,7 @@ struct Q2K {
   }
 };
 
+// d (s - 32) (q - 4) per 16: third bits [32], low 2 bits [64], 6-bit scales s [12], d fp16.
 struct Q3K {
   static constexpr int kInputs = 256, kBytes = 110, kScaled = 16, kZero = 4;
   static constexpr bool kBias = false, kWide = false;
@@ -153,6 +156,7 @@ struct Q3K {
   }
 };
 
+// d s q - m t per 32: d and m fp16, 6-bit s and t [12], nibbles [128]: of 64 codes the first 32 low.
 struct Q4K {
   static constexpr int kInputs = 256, kBytes = 144, kScaled = 32, kZero = 0;
   static constexpr bool kBias = true, kWide = false;
@@ -180,6 +184,7 @@ struct Q4K {
   }
 };
 
+// As Q4_K, with fifth bits [32] before the nibbles: byte l has those of codes l, 32 + l, 64 + l, ... from bit 0 on.
 struct Q5K {
   static constexpr int kInputs = 256, kBytes = 176, kScaled = 32, kZero = 0;
   static constexpr bool kBias = true, kWide = false;
@@ -196,6 +201,7 @@ struct Q5K {
   }
 };
 
+// d s (q - 32) per 16: low 4 bits [128], high 2 bits [64], signed scales s [16], d fp16.
 struct Q6K {
   static constexpr int kInputs = 256, kBytes = 210, kScaled = 16, kZero = 32;
   static constexpr bool kBias = false, kWide = false;
@@ -218,6 +224,7 @@ struct Q6K {
   }
 };
 
+// d table[q]: d fp16, nibbles as Q4_0.
 struct Iq4Nl {
   static constexpr int kInputs = 32, kBytes = 18, kScaled = 32, kZero = 128;
   static constexpr bool kBias = false, kWide = true;
@@ -232,6 +239,7 @@ struct Iq4Nl {
   }
 };
 
+// d (s - 32) table[q] per 32: d fp16, high 2 bits of s [2], low 4 bits [4], nibbles [128].
 struct Iq4Xs {
   static constexpr int kInputs = 256, kBytes = 136, kScaled = 32, kZero = 128;
   static constexpr bool kBias = false, kWide = true;
@@ -247,6 +255,7 @@ struct Iq4Xs {
   }
 };
 
+// 2^(e - 127) E2M1(q) (OCP Microscaling 1.0): the byte e, nibbles as Q4_0.
 struct Mxfp4 {
   static constexpr int kInputs = 32, kBytes = 17, kScaled = 32, kZero = 12;
   static constexpr bool kBias = false, kWide = false;
@@ -265,6 +274,7 @@ struct Mxfp4 {
   }
 };
 
+// d (q - 1), q of 0, 1, 2: five codes a byte [48], four a byte [4], d fp16.
 struct Tq1_0 {
   static constexpr int kInputs = 256, kBytes = 54, kScaled = 32, kZero = 1;
   static constexpr bool kBias = false, kWide = false;
@@ -288,6 +298,7 @@ struct Tq1_0 {
   }
 };
 
+// d (q - 1): 2-bit codes [64], d fp16.
 struct Tq2_0 {
   static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 1;
   static constexpr bool kBias = false, kWide = false;

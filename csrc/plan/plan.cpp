@@ -114,11 +114,11 @@ void Plan::lay_out_arena() {
   scale_ = layout.take(rows * widest_ / kGroup + kFloatsPerLine);
   sum_ = layout.take(rows * widest_ / kHalf + kFloatsPerLine);
   for (int worker = 0; worker < team_.size(); ++worker) {
-    scratch_.push_back(
-        {layout.take(kTileRows * round_up(widest_, kLanes)), layout.take(kTileRows * kPanelsPerItem * kLanes),
-         layout.take(kTileRows * round_up(limits_.context, kLanes)),
-         layout.take(widest_ / static_cast<int64_t>(sizeof(float)) + kFloatsPerLine),
-         layout.take(widest_ / kGroup + kFloatsPerLine), layout.take(widest_ / kHalf + kFloatsPerLine)});
+    scratch_.push_back({layout.take(kTileRows * round_up(widest_, kLanes)),
+                        layout.take(kTileRows * kPanelsPerItem * kLanes),
+                        layout.take(kTileRows * round_up(limits_.context, kLanes)),
+                        layout.take(widest_ / static_cast<int64_t>(sizeof(float)) + kFloatsPerLine),
+                        layout.take(widest_ / kGroup + kFloatsPerLine), layout.take(widest_ / kHalf + kFloatsPerLine)});
   }
   offsets_.resize(program_.values().size());
   const auto floats = [&](ValueId id) { return limits_.rows * padded_width(id); };

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.formats.canonical import Layout
+from cpuinfer.formats.canonical import BlockLayout, Layout
 from cpuinfer.request import Want
 
 # Files
@@ -35,14 +35,21 @@ def select_kernels(name: str | None = None) -> str: ...
 class BufferPool:
     def __init__(self, bytes: int) -> None: ...
 
+def block_size(layout: BlockLayout) -> tuple[int, int]: ...
+def read_blocks(layout: BlockLayout, raw: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.float32]: ...
+
 class PackedMatrix:
     def __init__(
         self,
         encoding: Layout,
         n: int,
         k: int,
+        *,
         zero: int = 0,
         has_bias: bool = False,
+        has_zeros: bool = False,
+        group: int = 32,
+        table: Sequence[float] | npt.NDArray[np.float32] | None = None,
         pool: BufferPool | None = None,
     ) -> None: ...
     def set_integer_rows(
@@ -51,7 +58,9 @@ class PackedMatrix:
         codes: npt.NDArray[np.uint8],
         scale: npt.NDArray[np.float16],
         bias: npt.NDArray[np.float16] | None = None,
+        zeros: npt.NDArray[np.uint8] | None = None,
     ) -> None: ...
+    def set_block_rows(self, row: int, blocks: npt.NDArray[np.uint8]) -> None: ...
     def set_float_rows(self, row: int, values: npt.NDArray[Any]) -> None: ...
     def read_row(self, row: int) -> npt.NDArray[np.float32]: ...
     @property
@@ -64,6 +73,10 @@ class PackedMatrix:
     def zero(self) -> int: ...
     @property
     def has_bias(self) -> bool: ...
+    @property
+    def has_zeros(self) -> bool: ...
+    @property
+    def group(self) -> int: ...
     @property
     def bytes(self) -> int: ...
 

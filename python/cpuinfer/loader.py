@@ -18,8 +18,8 @@ from cpuinfer.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
-from cpuinfer.formats.canonical import GROUP, FloatRows, to_float
-from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Value
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Attention, Embed, Glu, Linears, Norm, Value
 
 if TYPE_CHECKING:
     from cpuinfer import _core
@@ -55,7 +55,7 @@ class Blueprint:
         """A tensor as exact float64, for the reference interpreter."""
         info = self.tensor(name)
         raw = self.checkpoint.read_rows(info.name, 0, info.rows)
-        return to_float(formats.find(info.encoding).decode(raw, info.shape[-1]), np.float64).reshape(info.shape)
+        return formats.find(info.encoding).decode(raw, info.shape[-1]).to_float(np.float64).reshape(info.shape)
 
 
 def open_model(path: str | Path) -> Blueprint:
@@ -100,7 +100,7 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
         if len(info.shape) == 1:
             vectors[name] = _finite(blueprint, name)
             continue
-        matrices[name] = _new_matrix(info, pool)
+        matrices[name] = formats.find(info.encoding).new_matrix(info.shape[0], info.shape[1], pool)
         tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
     with ThreadPoolExecutor(threads) as executor:
         for _ in executor.map(lambda task: task(), tasks):
@@ -115,25 +115,13 @@ def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def _new_matrix(info: TensorInfo, pool: _core.BufferPool) -> _core.PackedMatrix:
-    from cpuinfer import _core
-
-    form = formats.find(info.encoding)
-    rows, columns = info.shape
-    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias, pool=pool)
-
-
 def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.PackedMatrix) -> list[Callable[[], None]]:
     form = formats.find(info.encoding)
     rows, columns = info.shape
     chunk = max(PANEL, CHUNK_BYTES // info.row_bytes // PANEL * PANEL)
 
     def pack(begin: int) -> None:
-        decoded = form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns)
-        if isinstance(decoded, FloatRows):
-            matrix.set_float_rows(begin, decoded.values)
-        else:
-            matrix.set_integer_rows(begin, decoded.codes, decoded.scale, decoded.bias)
+        form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns).pack(matrix, begin)
 
     return [lambda begin=begin: pack(begin) for begin in range(0, rows, chunk)]  # type: ignore[misc]
 
@@ -194,9 +182,7 @@ def packed_bytes(info: TensorInfo) -> int:
     if len(info.shape) == 1:
         return info.shape[0] * 4
     form = formats.find(info.encoding)
-    rows, columns = -(-info.shape[0] // PANEL) * PANEL, info.shape[1]
-    scales = 0 if form.is_float else rows * (columns // GROUP) * (4 if form.has_bias else 2)
-    return rows * columns * form.bits // 8 + scales
+    return -(-info.shape[0] // PANEL) * PANEL * info.shape[1] // form.inputs * form.bytes
 
 
 def describe(path: str | Path, context: int | None = None) -> Description:

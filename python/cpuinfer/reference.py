@@ -9,20 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.config import Rope
-from cpuinfer.graph import (
-    Activation,
-    Attention,
-    Embed,
-    Experts,
-    Gated,
-    Glu,
-    Graph,
-    Linears,
-    Norm,
-    Normalize,
-    Op,
-    Value,
-)
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Activation, Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
 
 Array = npt.NDArray[np.float64]
 GROUP = 32

@@ -21,7 +21,7 @@ TEST("quantised rows follow their definition") {
   const auto groups = static_cast<std::size_t>(k / kGroup);
   std::vector<int8_t> codes(x.size());
   std::vector<float> scale(groups * rows);
-  std::vector<int32_t> sum(scale.size());
+  std::vector<int32_t> sum(scale.size() * 2);
   scalar_set().quantize(x.data(), k, k, {rows, codes.data(), scale.data(), sum.data()});
   for (std::size_t g = 0; g < groups; ++g) {
     for (std::size_t r = 0; r < rows; ++r) {
@@ -30,13 +30,13 @@ TEST("quantised rows follow their definition") {
       for (int i = 0; i < kGroup; ++i) m = std::max(m, std::abs(in[i]));
       const bool zero = m < 1e-30f;
       CHECK_EQ(scale[g * rows + r], zero ? 0.0f : m / 127.0f);
-      int32_t total = 0;
+      int32_t total[2] = {};
       for (std::size_t i = 0; i < kGroup; ++i) {
         const auto code = zero ? 0 : static_cast<int>(std::nearbyint(in[i] * (127.0f / m)));
         CHECK_EQ(static_cast<int>(codes[(g * rows + r) * kGroup + i]), code);
-        total += code;
+        total[i / kHalf] += code;
       }
-      CHECK_EQ(sum[g * rows + r], total);
+      for (std::size_t half = 0; half < 2; ++half) CHECK_EQ(sum[(g * 2 + half) * rows + r], total[half]);
     }
   }
   const std::vector<int8_t> halves(codes.begin() + kGroup * rows, codes.begin() + kGroup * rows + 4);
@@ -50,16 +50,15 @@ void check_integer_product(Encoding encoding, int32_t zero, bool has_bias) {
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (encoding == Encoding::kInt4 ? 16 : 256));
   for (uint16_t& value : scale) value = float_to_half(normal());
   for (uint16_t& value : bias) value = float_to_half(normal());
-  PackedMatrix matrix(encoding, n, k, zero, has_bias);
+  PackedMatrix matrix(encoding, n, k, {.zero = zero, .has_bias = has_bias});
   matrix.set_integer_rows(0, n, codes.data(), scale.data(), has_bias ? bias.data() : nullptr);
   const std::vector<float> x = normals(rows * k);
   std::vector<int8_t> x_codes(rows * k);
   std::vector<float> x_scale(rows * groups), y(rows * padded);
-  std::vector<int32_t> x_sum(rows * groups);
+  std::vector<int32_t> x_sum(rows * groups * 2);
   const QuantizedRows q{static_cast<int>(rows), x_codes.data(), x_scale.data(), x_sum.data()};
   scalar_set().quantize(x.data(), k, k, q);
-  const auto kernel = encoding == Encoding::kInt4 ? scalar_set().gemm_int4 : scalar_set().gemm_int8;
-  kernel({&matrix.view(), 0, 2, q, nullptr, 0, static_cast<int>(rows), y.data(), padded});
+  scalar_set().gemm({&matrix.view(), 0, 2, q, nullptr, 0, static_cast<int>(rows), y.data(), padded});
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t row = 0; row < n; ++row) {
       float expected = 0;
@@ -71,7 +70,9 @@ void check_integer_product(Encoding encoding, int32_t zero, bool has_bias) {
         }
         expected = std::fma(static_cast<float>(integer), half_to_float(scale[w]) * x_scale[at], expected);
         if (!has_bias) continue;
-        expected = std::fma(half_to_float(bias[w]), x_scale[at] * static_cast<float>(x_sum[at]), expected);
+        expected = std::fma(half_to_float(bias[w]),
+                            x_scale[at] * static_cast<float>(x_sum[g * 2 * rows + r] + x_sum[(g * 2 + 1) * rows + r]),
+                            expected);
       }
       CHECK_EQ(y[r * padded + row], expected);
     }
@@ -88,10 +89,10 @@ TEST("integer products follow their definition") {
 TEST("float products add in ascending k with one rounding a step") {
   const std::size_t n = 18, k = 45;
   const std::vector<float> w = normals(n * k), x = normals(k);
-  PackedMatrix matrix(Encoding::kF32, n, k, 0, false);
+  PackedMatrix matrix(Encoding::kF32, n, k);
   matrix.set_float_rows(0, n, w.data());
   std::vector<float> y(32);
-  scalar_set().gemm_float({&matrix.view(), 0, 2, {}, x.data(), k, 1, y.data(), 32});
+  scalar_set().gemm({&matrix.view(), 0, 2, {}, x.data(), k, 1, y.data(), 32});
   for (std::size_t row = 0; row < n; ++row) {
     float expected = 0;
     for (std::size_t i = 0; i < k; ++i) expected = std::fma(w[row * k + i], x[i], expected);

@@ -20,7 +20,7 @@ constexpr int kLayers = 3;
 
 std::shared_ptr<const PackedMatrix> random_matrix(int64_t n, int64_t k, Encoding encoding, std::mt19937& random) {
   const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, nibbles ? 8 : 128, false);
+  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
   std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % (nibbles ? 16 : 256));
   const uint16_t scale = nibbles ? 0x2800 : 0x1800;  // fp16 2^-5 and 2^-9

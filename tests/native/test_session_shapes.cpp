@@ -24,12 +24,12 @@ constexpr int64_t kContext = 70;
 std::shared_ptr<const PackedMatrix> random_matrix(Encoding encoding, int64_t n, int64_t k) {
   const auto count = static_cast<std::size_t>(n * k);
   if (encoding == Encoding::kF32) {
-    auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, 0, false);
+    auto matrix = std::make_shared<PackedMatrix>(encoding, n, k);
     matrix->set_float_rows(0, n, normals(count, 0.2f).data());
     return matrix;
   }
   const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, nibbles ? 8 : 128, false);
+  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
   std::vector<uint8_t> codes(count);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (nibbles ? 16 : 256));
   const uint16_t scale = nibbles ? 0x2666 : 0x1666;  // about 0.025 and 0.0014
