@@ -24,7 +24,7 @@ PYTHON_LAYERS = (
     {"config", "machine", "sampling", "store"},
     {"ops", "checkpoint", "chat", "tokenizer"},
     {"graph"},
-    {"models", "formats", "reference", "streaming"},
+    {"models", "formats", "program", "reference", "streaming"},
     {"gguf", "request"},
     {"loader"},
     {"engine"},

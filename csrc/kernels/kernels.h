@@ -89,19 +89,28 @@ struct Gemm {
   int64_t ldy;
 };
 
-// Queries of one sequence that share one key-value head:  out = softmax(scale q K^T) V  over positions [0, limit).
+// By element, with exp within 1.6 units of 2^-24: relu max(z, 0); silu z / (1 + exp(-z)); gelu_tanh z / (1 + exp(-2
+// u)), u = sqrt(2 / pi) (z + 0.044715 z^3); gelu max(z, 0) - |z| h, where h = erfc(|z| / sqrt 2) / 2 by formula 7.1.26
+// of Abramowitz and Stegun, off by at most 7.5e-8.
+enum class Activation : uint8_t { kNone, kRelu, kSilu, kGelu, kGeluTanh };
+
+// Queries of one sequence that share one key-value head, over positions [begin, limit) of a row:
+//   out = softmax(s) V,  s(t) = softcap(scale q k_t) + slope (t - (limit - 1)),  softcap(z) = c tanh(z / c).
 struct Attend {
   int rows;                      // 1 .. kTileRows queries
   const float* q[kTileRows];     // fp32 [head_dim] each
   float* out[kTileRows];         // fp32 [head_dim] each; nothing is written past head_dim
-  int64_t limit[kTileRows];      // positions each query sees, >= 1
+  int64_t begin[kTileRows];      // the first position each query sees
+  int64_t limit[kTileRows];      // one past the last, > begin
   const uint16_t* const* pages;  // the sequence's cache pages, kPageTokens positions each
   int64_t k_offset;  // in a page, elements to fp16 K [head_dim][kPageTokens] (transposed: lanes are positions)
   int64_t v_offset;  // in a page, elements to fp16 V [kPageTokens][round_up(head_dim, 16)]
   int64_t head_dim;
   float scale;
-  float* scores;          // scratch fp32 [rows][scores_stride]
-  int64_t scores_stride;  // >= the largest limit rounded up to 16
+  float softcap;           // 0 for none
+  float slope[kTileRows];  // 0 for none
+  float* scores;           // scratch fp32 [rows][scores_stride]
+  int64_t scores_stride;   // >= the largest limit rounded up to 16
 };
 
 struct KernelSet {
@@ -122,8 +131,12 @@ struct KernelSet {
   // y = x / sqrt(mean(x^2) + eps) * weight: lane l sums fma(x, x, sum) over k = l, l + 16, ...; then the tree;
   // inv = 1 / sqrt(total / n + eps); y = (x * inv) * weight.   x, y fp32 [n]; may alias.
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* y);
-  void (*add)(const float* x, int64_t n, float* y);           // y += x
-  void (*silu_mul)(const float* gate, int64_t n, float* up);  // up = gate / (1 + exp(-gate)) * up
+  // y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight (+ bias, unless null): both means by lanes and the tree.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float eps, float* y);
+  void (*add)(const float* x, int64_t n, float* y);       // y += x
+  void (*multiply)(const float* x, int64_t n, float* y);  // y *= x
+  void (*activate)(Activation activation, int64_t n, float* y);
+  void (*softcap)(float cap, int64_t n, float* y);  // y = cap * tanh(y / cap)
   // In place on one head [head_dim]: pairs (2 i, 2 i + 1) when interleaved, else (i, i + pairs), i < pairs;
   // (a, b) -> (a cos - b sin, a sin + b cos) with products rounded before the sum.  cosine, sine fp32 [pairs].
   void (*rope)(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved);

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.formats.canonical import BlockLayout, Layout
+from cpuinfer.ops import Activation
 from cpuinfer.request import Want
 
 # Files
@@ -111,29 +112,74 @@ def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]: ...
 
 # Running
 
+_Norm = tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32] | None, float] | None
+
 class Program:
-    def __init__(self, *, inverse_frequency: Sequence[float], interleaved: bool) -> None: ...
-    def embed(self, name: str, table: PackedMatrix) -> int: ...
+    def __init__(self, ropes: Sequence[tuple[npt.NDArray[np.float64], bool, float]]) -> None: ...
+    def embed(
+        self,
+        name: str,
+        table: PackedMatrix,
+        *,
+        scale: float = 1.0,
+        positions: PackedMatrix | None = None,
+        position_offset: int = 0,
+    ) -> int: ...
+    def normalize(self, name: str, x: int, norm: _Norm, *, groups: int = 1, residual: int | None = None) -> int: ...
     def linears(
         self,
         name: str,
         x: int,
-        norm: npt.NDArray[np.float32] | None,
-        eps: float,
+        norm: _Norm,
         weights: Sequence[PackedMatrix],
-        residual: int | None,
+        *,
+        biases: Sequence[npt.NDArray[np.float32] | None],
+        act: Activation | None = None,
+        softcap: float = 0.0,
+        residual: int | None = None,
+        input_order: Sequence[int] = (),
     ) -> list[int]: ...
     def glu(
         self,
         name: str,
         x: int,
-        norm: npt.NDArray[np.float32] | None,
-        eps: float,
+        norm: _Norm,
         gate: PackedMatrix,
         up: PackedMatrix,
+        *,
+        act: Activation,
+        input_order: Sequence[int] = (),
     ) -> int: ...
+    def experts(
+        self,
+        name: str,
+        x: int,
+        norm: _Norm,
+        weights: Sequence[PackedMatrix],
+        *,
+        count: int,
+        used: int,
+        renormalise: bool,
+        act: Activation,
+        residual: int | None = None,
+    ) -> int: ...
+    def gated(self, name: str, x: int, gate: int, *, residual: int | None = None) -> int: ...
     def attention(
-        self, name: str, q: int, k: int, v: int, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+        self,
+        name: str,
+        q: int,
+        k: int,
+        v: int,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        rope: int = -1,
+        window: int = 0,
+        softcap: float = 0.0,
+        slopes: Sequence[float] = (),
     ) -> int: ...
 
 class Session:
@@ -154,7 +200,6 @@ class Session:
     def step(self, feeds: Sequence[tuple[int, Sequence[int], Want, Sequence[int] | None]]) -> list[Any]: ...
     def cancel(self) -> None: ...
     def value(self, id: int, rows: int) -> npt.NDArray[np.float32]: ...
-    def dump(self) -> str: ...
     @property
     def vocabulary(self) -> int: ...
     @property

@@ -19,7 +19,8 @@ from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.graph import Graph
-from cpuinfer.ops import Attention, Embed, Glu, Linears, Norm, Value
+from cpuinfer.ops import Value
+from cpuinfer.program import write_program
 
 if TYPE_CHECKING:
     from cpuinfer import _core
@@ -105,7 +106,7 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
     with ThreadPoolExecutor(threads) as executor:
         for _ in executor.map(lambda task: task(), tasks):
             pass
-    return _write_program(blueprint, matrices, vectors)
+    return write_program(blueprint.graph.ops, matrices, vectors)
 
 
 def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
@@ -124,46 +125,6 @@ def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.Packe
         form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns).pack(matrix, begin)
 
     return [lambda begin=begin: pack(begin) for begin in range(0, rows, chunk)]  # type: ignore[misc]
-
-
-def _write_program(
-    blueprint: Blueprint,
-    matrices: dict[str, _core.PackedMatrix],
-    vectors: dict[str, npt.NDArray[np.float32]],
-) -> _core.Program:
-    from cpuinfer import _core
-
-    graph = blueprint.graph
-    ropes = {op.rope for op in graph.ops if isinstance(op, Attention)}
-    if len(ropes) != 1:
-        raise UnsupportedModel(f"{blueprint.config.model_type}: layers differ in their rotary positions")
-    rope = next(iter(ropes))
-    program = _core.Program(
-        inverse_frequency=rope.inverse_frequencies() if rope else [],
-        interleaved=rope is not None and rope.layout == "interleaved",
-    )
-    ids: dict[Value, int] = {}
-
-    def native(norm: Norm | None) -> tuple[npt.NDArray[np.float32] | None, float]:
-        return (vectors[norm.weight], norm.eps) if norm else (None, 0.0)
-
-    for op in graph.ops:
-        match op:
-            case Embed():
-                ids[op.out] = program.embed(op.name, matrices[op.table])
-            case Linears():
-                residual = None if op.residual is None else ids[op.residual]
-                outs = program.linears(
-                    op.name, ids[op.x], *native(op.norm), [matrices[name] for name in op.weights], residual
-                )
-                ids.update(zip(op.outs, outs, strict=True))
-            case Glu():
-                ids[op.out] = program.glu(op.name, ids[op.x], *native(op.norm), matrices[op.gate], matrices[op.up])
-            case Attention():
-                ids[op.out] = program.attention(
-                    op.name, ids[op.q], ids[op.k], ids[op.v], op.layer, op.heads, op.kv_heads, op.head_dim, op.scale
-                )
-    return program
 
 
 def page_bytes(config: Config) -> int:

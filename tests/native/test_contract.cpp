@@ -129,14 +129,57 @@ TEST("rotary positions turn the pairs of either layout") {
   }
 }
 
-// gate / (1 + exp(-gate)) * up: exp within 1.6 units, then a sum, a quotient and a product, half a unit each; a unit is
-// at most 2^-23 of its number.
-TEST("silu is near the real numbers") {
-  for (float gate = -80.0f; gate < 80.0f; gate += 0.0371f) {
-    float up = 1.7f;
-    scalar_set().silu_mul(&gate, 1, &up);
-    const double expected = static_cast<double>(gate) / (1 + std::exp(-static_cast<double>(gate))) * 1.7f;
-    CHECK(std::abs(static_cast<double>(up) - expected) <= std::abs(expected) * 4 * 0x1p-23);
+double in_reals(Activation activation, double z) {
+  switch (activation) {
+    case Activation::kRelu: return std::max(z, 0.0);
+    case Activation::kSilu: return z / (1 + std::exp(-z));
+    case Activation::kGelu: return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    case Activation::kGeluTanh:
+      return z * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (z + 0.044715 * z * z * z))) / 2;
+    case Activation::kNone: break;
+  }
+  return z;
+}
+
+// u = 2^-24.  silu: exp within 1.6 units of at most 2 u, a sum and a quotient: 6 u of the result.  gelu_tanh: the inner
+// polynomial errs by 4 roundings, exp turns them into 4 * 2 |inner| u, at most a share of the result; where |inner| > 9
+// the result is within exp(-18) |z| of z or 0.  gelu: 7.5e-8 |z| from the formula, 12 roundings of |z| h <= |z| / 2.
+TEST("activations are near the real numbers") {
+  const double u = 0x1p-24;
+  for (float z = -80.0f; z < 80.0f; z += 0.0371f) {
+    for (const Activation activation :
+         {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kNone}) {
+      float y = z;
+      scalar_set().activate(activation, 1, &y);
+      const double real = in_reals(activation, static_cast<double>(z)), size = std::abs(static_cast<double>(z));
+      double bound = 8 * u * std::abs(real);
+      if (activation == Activation::kGelu) bound = size * (7.5e-8 + 8 * u);
+      if (activation == Activation::kGeluTanh) bound = 80 * u * std::abs(real) + size * std::exp(-18.0) * u;
+      CHECK(std::abs(static_cast<double>(y) - real) <= bound);
+    }
+    float y = z;
+    scalar_set().softcap(30.0f, 1, &y);
+    // tanh as (1 - t) / (1 + t): six roundings of at most 1, and those of t.
+    CHECK(std::abs(static_cast<double>(y) - 30 * std::tanh(static_cast<double>(z) / 30)) <= 30 * 8 * u);
+  }
+}
+
+// The mean errs by n / 16 + 5 roundings of the sum of magnitudes; the rest as for rms_norm.
+TEST("the layer norm is near the real numbers, at every length") {
+  for (const std::size_t n : {1, 7, 16, 17, 24, 40, 100}) {
+    std::vector<float> x = normals(n), weight = normals(n), bias = normals(n), y(n);
+    for (float& value : x) value += 3.0f;
+    scalar_set().layer_norm(x.data(), weight.data(), bias.data(), static_cast<int64_t>(n), 1e-5f, y.data());
+    double mean = 0, square = 0;
+    for (const float value : x) mean += static_cast<double>(value) / static_cast<double>(n);
+    for (const float value : x) square += std::pow(static_cast<double>(value) - mean, 2) / static_cast<double>(n);
+    const double deviation = std::sqrt(square + 1e-5), u = 0x1p-24, off = (static_cast<double>(n) / 16 + 20) * u;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double scaled = (static_cast<double>(x[i]) - mean) / deviation * static_cast<double>(weight[i]);
+      const double slack = off * (std::abs(scaled) + 8 / deviation * std::abs(static_cast<double>(weight[i])) +
+                                  std::abs(static_cast<double>(bias[i])));
+      CHECK(std::abs(static_cast<double>(y[i]) - scaled - static_cast<double>(bias[i])) <= 4 * slack);
+    }
   }
 }
 

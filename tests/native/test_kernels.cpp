@@ -261,7 +261,15 @@ TEST("elementwise kernels of every set have the bits of scalar, and write nothin
     const Guarded<float> other(awkward_floats(n)), weight(normals(static_cast<std::size_t>(n)));
     const std::vector<float> awkward = awkward_floats(n), plain = normals(static_cast<std::size_t>(n));
     compare_in_place("add", awkward, [&](const KernelSet& set, float* y) { set.add(other.data(), n, y); });
-    compare_in_place("silu_mul", awkward, [&](const KernelSet& set, float* y) { set.silu_mul(other.data(), n, y); });
+    compare_in_place("multiply", awkward, [&](const KernelSet& set, float* y) { set.multiply(other.data(), n, y); });
+    for (int a = 0; a <= static_cast<int>(Activation::kGeluTanh); ++a) {
+      compare_in_place("activate", awkward,
+                       [&](const KernelSet& set, float* y) { set.activate(static_cast<Activation>(a), n, y); });
+    }
+    compare_in_place("softcap", awkward, [&](const KernelSet& set, float* y) { set.softcap(50.0f, n, y); });
+    compare_in_place("layer_norm", plain, [&](const KernelSet& set, float* y) {
+      set.layer_norm(y, weight.data(), n % 2 ? nullptr : weight.data(), n, 1e-5f, y);  // in place
+    });
     compare_in_place("rms_norm", plain, [&](const KernelSet& set, float* y) {
       set.rms_norm(y, weight.data(), n, 1e-5f, y);  // in place
     });
@@ -337,11 +345,12 @@ TEST("exp is within 1.6 units of the last place, 0 far below, infinite far above
   CHECK(std::isnan(at(kNan)));
 }
 
-TEST("silu of very large and very small gates is the gate and zero") {
-  const std::vector<float> gate = {1e30f, 100.0f, -100.0f, -1e30f, 0.0f, kInfinity};
-  std::vector<float> up(gate.size(), 1.0f);
-  scalar_set().silu_mul(gate.data(), static_cast<int64_t>(gate.size()), up.data());
-  CHECK(up == std::vector<float>({1e30f, 100.0f, 0.0f, 0.0f, 0.0f, kInfinity}));
+TEST("activations of very large and very small numbers are the number and zero") {
+  for (const Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+    std::vector<float> y = {1e12f, 100.0f, -100.0f, -1e12f, 0.0f};
+    scalar_set().activate(activation, static_cast<int64_t>(y.size()), y.data());
+    CHECK(y == std::vector<float>({1e12f, 100.0f, 0.0f, 0.0f, 0.0f}));
+  }
 }
 
 }  // namespace
