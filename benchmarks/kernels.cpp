@@ -91,7 +91,7 @@ void time_product(const KernelSet& set, const PackedMatrix& matrix, int rows) {
   const auto count = static_cast<std::size_t>(rows * w.k), groups = count / kGroup;
   std::vector<float> x(count), scale(groups);
   std::vector<int8_t> codes(count);
-  std::vector<int32_t> sum(groups);
+  std::vector<int32_t> sum(groups * 2);
   for (std::size_t i = 0; i < count; ++i) x[i] = static_cast<float>(i * 37 % 101) - 50.0f;
   const QuantizedRows q{rows, codes.data(), scale.data(), sum.data()};
   set.quantize(x.data(), w.k, w.k, q);
@@ -100,15 +100,14 @@ void time_product(const KernelSet& set, const PackedMatrix& matrix, int rows) {
   const Gemm gemm{&w, 0, panels, q, nullptr, 0, rows, y.data(), panels * kLanes};
   const auto bytes = static_cast<double>(matrix.bytes());
   const int repeats = std::max(1, static_cast<int>(100e6 / bytes / rows));
-  const auto kernel = nibbles ? set.gemm_int4 : set.gemm_int8;
   const Timing timing = measure([&] {
-    for (int i = 0; i < repeats; ++i) kernel(gemm);
+    for (int i = 0; i < repeats; ++i) set.gemm(gemm);
   });
   report(set.name, nibbles ? "int4" : "int8", rows, bytes, timing, repeats);
 }
 
 PackedMatrix make_matrix(Encoding encoding, int64_t n, int64_t k) {
-  PackedMatrix matrix(encoding, n, k, encoding == Encoding::kInt4 ? 8 : 128, false);
+  PackedMatrix matrix(encoding, n, k, {.zero = encoding == Encoding::kInt4 ? 8 : 128});
   std::vector<uint8_t> codes(static_cast<std::size_t>(kLanes * k));
   for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 7 % 16);
   const std::vector<uint16_t> scale(codes.size() / kGroup, 0x2c00);
@@ -120,7 +119,7 @@ PackedMatrix make_matrix(Encoding encoding, int64_t n, int64_t k) {
 
 void time_packing(Encoding encoding, const char* name) {
   const int64_t n = 1536, k = 1536;
-  PackedMatrix matrix(encoding, n, k, 8, false);
+  PackedMatrix matrix(encoding, n, k, {.zero = 8});
   const std::vector<uint8_t> codes(static_cast<std::size_t>(n * k), 9);
   const std::vector<uint16_t> scale(codes.size() / kGroup, 0x2c00);
   const Timing timing = measure([&] { matrix.set_integer_rows(0, n, codes.data(), scale.data(), nullptr); });

@@ -44,11 +44,11 @@ def unknown_architecture(tiny: Path, path: Path) -> None:
 
 
 def unsupported_type(tiny: Path, path: Path) -> None:
-    """Turn blk.0.attn_q's type 2 (Q4_0) into 20 (IQ4_NL), which has blocks of the same size."""
+    """Turn blk.0.attn_q's type 2 (Q4_0) into 42 (Q2_0), which takes less."""
     data = bytearray(tiny.read_bytes())
     at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 2 * 8
     assert data[at] == 2
-    data[at] = 20
+    data[at] = 42
     path.write_bytes(data)
 
 
@@ -61,7 +61,7 @@ FILES: list[BadFile] = [
     (text_file, CheckpointError, "GGUF"),
     (empty_file, CheckpointError, "the file is empty"),
     (unknown_architecture, UnsupportedModel, "'lemur'.*llama"),
-    (unsupported_type, UnsupportedFormat, r"blk\.0\.attn_q\.weight.*IQ4_NL.*Q4_0"),
+    (unsupported_type, UnsupportedFormat, r"blk\.0\.attn_q\.weight.*Q2_0.*Q4_0"),
     (missing_file, ModelNotFound, "bad.gguf"),
 ]
 

@@ -114,11 +114,11 @@ def test_the_table_of_tensor_types_is_that_of_the_gguf_package() -> None:
 
 
 def test_a_tensor_of_an_unsupported_type_is_listed_and_its_format_refused(tmp_path: Path) -> None:
-    path = tmp_path / "iq2.gguf"
-    path.write_bytes(build(tensors=[bad_gguf.tensor("t", (256, 2), bad_gguf.TYPE_IQ2_XS)], data=bytes(148)))
+    path = tmp_path / "nvfp4.gguf"
+    path.write_bytes(build(tensors=[bad_gguf.tensor("t", (256, 2), bad_gguf.TYPE_NVFP4)], data=bytes(288)))
     info = open_checkpoint(path).tensors["t"]
-    assert (info.encoding, info.shape, info.row_bytes) == ("IQ2_XS", (2, 256), 74)
-    with pytest.raises(UnsupportedFormat, match=r"type IQ2_XS is not supported; supported are BF16, .*Q4_1"):
+    assert (info.encoding, info.shape, info.row_bytes) == ("NVFP4", (2, 256), 144)
+    with pytest.raises(UnsupportedFormat, match=r"type NVFP4 is not supported; supported are BF16, .*Q4_1"):
         formats.find(info.encoding)
 
 

@@ -22,8 +22,9 @@ CSRC = ROOT / "csrc"
 PYTHON_LAYERS = (
     {"errors", "description", "results", "_core", "__init__"},
     {"config", "machine", "sampling", "store"},
-    {"graph", "checkpoint", "chat", "tokenizer"},
-    {"models", "formats", "reference", "streaming"},
+    {"ops", "checkpoint", "chat", "tokenizer"},
+    {"graph"},
+    {"models", "formats", "program", "reference", "streaming"},
     {"gguf", "published", "request"},
     {"loader"},
     {"engine"},
@@ -32,7 +33,7 @@ PYTHON_LAYERS = (
     {"cli"},
     {"__main__"},
 )
-WITHOUT_EXTENSION = ("graph", "models", "formats", "reference")
+WITHOUT_EXTENSION = ("ops", "graph", "models", "formats", "reference")
 CSRC_LAYERS = {
     "core": set(),
     "checkpoint": {"core"},

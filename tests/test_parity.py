@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from cpuinfer import _core, loader
-from cpuinfer.graph import Attention, Embed, Glu, Linears, Value
 from cpuinfer.loader import Blueprint
+from cpuinfer.ops import Attention, Embed, Glu, Linears, Value
 from cpuinfer.reference import Reference, quantisation_step, rotate
 from tiny_gguf import write_tiny_llama
 

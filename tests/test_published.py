@@ -8,7 +8,7 @@ import pytest
 
 import published_files as files
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
-from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows, to_float
+from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
 from cpuinfer.published import PublishedWeight, reader
 from published_files import MemoryTensors, bf16
 
@@ -81,7 +81,7 @@ def unrounded(weight: PublishedWeight, *cuts: int):
             assert isinstance(rows, TableRows)
             assert weight.layout == "table4"
             np.testing.assert_array_equal(rows.table, weight.table)
-        pieces.append(to_float(rows, np.float64))
+        pieces.append(rows.to_float(np.float64))
     values = np.concatenate(pieces)
     if weight.input_order is None:
         return values
@@ -190,7 +190,7 @@ def test_gptq_is_read_once_and_let_go():
     weight = reader(GPTQ)(tensors, P)
     assert tensors.reads == {}
     for begin in range(0, 48, 16):
-        np.testing.assert_array_equal(to_float(weight.rows(begin, begin + 16), np.float64), values[begin : begin + 16])
+        np.testing.assert_array_equal(weight.rows(begin, begin + 16).to_float(np.float64), values[begin : begin + 16])
     assert set(tensors.reads.values()) == {1}
     weight.rows(0, 1)
     assert tensors.reads[f"{P}.qweight"] == 2

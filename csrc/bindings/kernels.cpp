@@ -22,11 +22,9 @@ namespace {
 
 [[noreturn]] void invalid(const std::string& message) { throw Error(Fault::kInvalid, message); }
 
-Encoding encoding_named(const std::string& name) {
-  for (const Encoding encoding : {Encoding::kInt4, Encoding::kInt8, Encoding::kF16, Encoding::kBF16, Encoding::kF32}) {
-    if (name == encoding_name(encoding)) return encoding;
-  }
-  invalid("encoding '" + name + "': expected int4, int8, f16, bf16 or f32");
+Encoding find_encoding(const std::string& name) {
+  if (const auto encoding = encoding_named(name)) return *encoding;
+  invalid("encoding '" + name + "': expected int4, int8, table4, f16, bf16, f32 or a block type of GGUF");
 }
 
 std::string shape_text(const py::array& array) {
@@ -52,33 +50,78 @@ void check_range(const Weights& w, int64_t row, int64_t rows) {
           std::to_string(w.n));
 }
 
-void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes, const py::array& scale,
-                      const std::optional<py::array>& bias) {
-  const Weights& w = matrix.view();
-  if (!is_integer(w.encoding)) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
-  if (bias.has_value() != (w.bias != nullptr)) {
-    invalid(w.bias ? "bias: missing, the matrix has one" : "bias: given, the matrix has none");
+// The data of an array the matrix has (as `fits` says) or has not.
+const void* optional_data(const std::optional<py::array>& array, const char* name, const char* dtype, int64_t rows,
+                          int64_t columns, bool wanted) {
+  if (array.has_value() != wanted) {
+    invalid(std::string(name) + (wanted ? ": missing, the matrix has them" : ": given, the matrix has none"));
   }
-  const int64_t rows = check_array(codes, "codes", "uint8", -1, w.k);
-  check_array(scale, "scale", "float16", rows, w.k / kGroup);
-  if (bias) check_array(*bias, "bias", "float16", rows, w.k / kGroup);
+  if (!wanted) return nullptr;
+  check_array(*array, name, dtype, rows, columns);
+  return array->data();
+}
+
+void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes, const py::array& scale,
+                      const std::optional<py::array>& bias, const std::optional<py::array>& zeros) {
+  const Weights& w = matrix.view();
+  if (w.scale == nullptr) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
+  const int64_t rows = check_array(codes, "codes", "uint8", -1, w.k), groups = w.k / w.group;
+  check_array(scale, "scale", "float16", rows, groups);
+  const void* bias_data = optional_data(bias, "bias", "float16", rows, groups, w.bias != nullptr);
+  const void* zeros_data = optional_data(zeros, "zeros", "uint8", rows, groups, w.zeros != nullptr);
   check_range(w, row, rows);
   const auto* code_data = static_cast<const uint8_t*>(codes.data());
   const auto* scale_data = static_cast<const uint16_t*>(scale.data());
-  const auto* bias_data = bias ? static_cast<const uint16_t*>(bias->data()) : nullptr;
   const ReleasedGil release;
-  matrix.set_integer_rows(row, rows, code_data, scale_data, bias_data);
+  matrix.set_integer_rows(row, rows, code_data, scale_data, static_cast<const uint16_t*>(bias_data),
+                          static_cast<const uint8_t*>(zeros_data));
 }
 
 void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) {
   const Weights& w = matrix.view();
-  if (is_integer(w.encoding)) invalid(std::string("float rows for a matrix of ") + encoding_name(w.encoding));
+  if (!is_float(w.encoding)) invalid(std::string("float rows for a matrix of ") + encoding_name(w.encoding));
   const char* dtype = w.encoding == Encoding::kF32 ? "float32" : w.encoding == Encoding::kF16 ? "float16" : "uint16";
   const int64_t rows = check_array(values, "values", dtype, -1, w.k);
   check_range(w, row, rows);
   const void* data = values.data();
   const ReleasedGil release;
   matrix.set_float_rows(row, rows, data);
+}
+
+void set_block_rows(PackedMatrix& matrix, int64_t row, const py::array& blocks) {
+  const Weights& w = matrix.view();
+  if (block_layout(w.encoding) == nullptr) {
+    invalid(std::string("rows of blocks for a matrix of ") + encoding_name(w.encoding));
+  }
+  const int64_t rows = check_array(blocks, "blocks", "uint8", -1, matrix.row_bytes());
+  check_range(w, row, rows);
+  const auto* data = static_cast<const uint8_t*>(blocks.data());
+  const ReleasedGil release;
+  matrix.set_block_rows(row, rows, data);
+}
+
+const BlockLayout& find_blocks(const std::string& name) {
+  const BlockLayout* layout = block_layout(find_encoding(name));
+  if (layout == nullptr) invalid("layout '" + name + "': not one of blocks");
+  return *layout;
+}
+
+// Rows of blocks as in a file -> fp32 [rows, k].
+py::array_t<float> read_blocks_of(const std::string& name, const py::array& raw, int64_t k) {
+  const BlockLayout& layout = find_blocks(name);
+  if (k < 1 || k % layout.inputs != 0) invalid("k: " + std::to_string(k) + ", expected whole blocks");
+  const int64_t blocks = k / layout.inputs, row_bytes = blocks * layout.bytes;
+  const int64_t rows = check_array(raw, "raw", "uint8", -1, row_bytes);
+  py::array_t<float> out({rows, k});
+  const auto* in = static_cast<const uint8_t*>(raw.data());
+  float* values = out.mutable_data();
+  const ReleasedGil release;
+  std::vector<uint8_t> panel(static_cast<std::size_t>(row_bytes * kLanes));
+  for (int64_t row = 0; row < rows; ++row) {
+    pack_blocks(layout, in + row * row_bytes, 1, blocks, 0, panel.data());
+    read_blocks(layout, panel.data(), blocks, 0, values + row * k);
+  }
+  return out;
 }
 
 py::array_t<float> read_row(const PackedMatrix& matrix, int64_t row) {
@@ -97,7 +140,7 @@ struct Tile {
   Tile(int count, int64_t k)
       : codes(static_cast<std::size_t>(count * k)),
         scale(codes.size() / kGroup),
-        sum(scale.size()),
+        sum(scale.size() * 2),
         rows{count, codes.data(), scale.data(), sum.data()} {}
 };
 
@@ -116,12 +159,9 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   for (int64_t row = 0; row < m; row += kTileRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));
     const float* tile_x = in + row * w.k;
-    Tile tile(is_integer(w.encoding) ? rows : 0, w.k);
-    if (is_integer(w.encoding)) set.quantize(tile_x, w.k, w.k, tile.rows);
-    const auto kernel = !is_integer(w.encoding)         ? set.gemm_float
-                        : w.encoding == Encoding::kInt4 ? set.gemm_int4
-                                                        : set.gemm_int8;
-    kernel({&w, 0, panels, tile.rows, tile_x, w.k, rows, padded.data(), ldy});
+    Tile tile(is_float(w.encoding) ? 0 : rows, w.k);
+    if (!is_float(w.encoding)) set.quantize(tile_x, w.k, w.k, tile.rows);
+    set.gemm({&w, 0, panels, tile.rows, tile_x, w.k, rows, padded.data(), ldy});
     for (int r = 0; r < rows; ++r) std::copy_n(padded.data() + r * ldy, w.n, out + (row + r) * w.n);
   }
   return y;
@@ -137,11 +177,11 @@ py::tuple quantize_rows(const py::array& x, const std::optional<std::string>& is
   const KernelSet& set = set_for(isa);
   py::array_t<int8_t> codes({m, k});
   py::array_t<float> scale({m, groups});
-  py::array_t<int32_t> sum({m, groups});
+  py::array_t<int32_t> sum({m, 2 * groups});
   for (int64_t row = 0; row < m; ++row) {  // one row a tile: [k / 32][1][32] is the row itself
-    set.quantize(
-        static_cast<const float*>(x.data()) + row * k, k, k,
-        {1, codes.mutable_data() + row * k, scale.mutable_data() + row * groups, sum.mutable_data() + row * groups});
+    set.quantize(static_cast<const float*>(x.data()) + row * k, k, k,
+                 {1, codes.mutable_data() + row * k, scale.mutable_data() + row * groups,
+                  sum.mutable_data() + row * 2 * groups});
   }
   return py::make_tuple(codes, scale, sum);
 }
@@ -169,16 +209,28 @@ void bind_kernels(py::module_& m) {
   m.def(
       "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
       py::arg("name") = py::none());
+  m.def(
+      "block_size",
+      [](const std::string& name) {
+        const BlockLayout& layout = find_blocks(name);
+        return std::pair(layout.inputs, layout.bytes);
+      },
+      py::arg("layout"));
+  m.def("read_blocks", &read_blocks_of, py::arg("layout"), py::arg("raw"), py::arg("k"));
   py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
-      .def(py::init(
-               [](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
-                 return std::make_shared<PackedMatrix>(encoding_named(encoding), n, k, zero, has_bias, pool);
-               }),
-           py::arg("encoding"), py::arg("n"), py::arg("k"), py::arg("zero") = 0, py::arg("has_bias") = false,
-           py::arg("pool") = nullptr)
+      .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, bool has_zeros,
+                       int64_t group, std::optional<std::vector<float>> table, BufferPool* pool) {
+             const PackOptions options{zero, has_bias, has_zeros, group,
+                                       table ? std::move(*table) : std::vector<float>()};
+             return std::make_shared<PackedMatrix>(find_encoding(encoding), n, k, options, pool);
+           }),
+           py::arg("encoding"), py::arg("n"), py::arg("k"), py::kw_only(), py::arg("zero") = 0,
+           py::arg("has_bias") = false, py::arg("has_zeros") = false, py::arg("group") = kGroup,
+           py::arg("table") = py::none(), py::arg("pool") = nullptr)
       .def("set_integer_rows", &set_integer_rows, py::arg("row"), py::arg("codes"), py::arg("scale"),
-           py::arg("bias") = py::none())
+           py::arg("bias") = py::none(), py::arg("zeros") = py::none())
+      .def("set_block_rows", &set_block_rows, py::arg("row"), py::arg("blocks"))
       .def("set_float_rows", &set_float_rows, py::arg("row"), py::arg("values"))
       .def("read_row", &read_row, py::arg("row"))
       .def_property_readonly("encoding", [](const PackedMatrix& p) { return encoding_name(p.view().encoding); })
@@ -186,6 +238,8 @@ void bind_kernels(py::module_& m) {
       .def_property_readonly("k", [](const PackedMatrix& p) { return p.view().k; })
       .def_property_readonly("zero", [](const PackedMatrix& p) { return p.view().zero; })
       .def_property_readonly("has_bias", [](const PackedMatrix& p) { return p.view().bias != nullptr; })
+      .def_property_readonly("has_zeros", [](const PackedMatrix& p) { return p.view().zeros != nullptr; })
+      .def_property_readonly("group", [](const PackedMatrix& p) { return p.view().group; })
       .def_property_readonly("bytes", &PackedMatrix::bytes);
   m.def("matmul", &matmul, py::arg("matrix"), py::arg("x"), py::arg("isa") = py::none());
   m.def("quantize_rows", &quantize_rows, py::arg("x"), py::arg("isa") = py::none());

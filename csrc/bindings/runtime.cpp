@@ -22,9 +22,109 @@ std::vector<T> to_vector(const Array<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
-Norm make_norm(const py::object& weight, float eps) {
-  if (weight.is_none()) return {};
-  return {to_vector(weight.cast<Array<float>>()), eps};
+std::vector<float> optional_vector(const py::object& array) {
+  return array.is_none() ? std::vector<float>() : to_vector(array.cast<Array<float>>());
+}
+
+// None, or (kind, weight, bias or None, epsilon).
+Norm make_norm(const py::object& norm) {
+  if (norm.is_none()) return {};
+  const auto [kind, weight, bias, eps] = norm.cast<std::tuple<std::string, Array<float>, py::object, float>>();
+  if (kind != "rms" && kind != "layer") throw Error(Fault::kInvalid, "norm '" + kind + "': expected rms or layer");
+  return {kind == "rms" ? NormKind::kRms : NormKind::kLayer, to_vector(weight), optional_vector(bias), eps};
+}
+
+Activation activation_named(const std::optional<std::string>& name) {
+  if (!name) return Activation::kNone;
+  if (*name == "relu") return Activation::kRelu;
+  if (*name == "silu") return Activation::kSilu;
+  if (*name == "gelu") return Activation::kGelu;
+  if (*name == "gelu_tanh") return Activation::kGeluTanh;
+  throw Error(Fault::kInvalid, "activation '" + *name + "': expected relu, silu, gelu or gelu_tanh");
+}
+
+// (inverse frequencies, interleaved, magnitude).
+using RopeTuple = std::tuple<Array<double>, bool, double>;
+
+std::shared_ptr<Program> make_program(const std::vector<RopeTuple>& tuples) {
+  std::vector<Rope> ropes;
+  for (const auto& [frequencies, interleaved, magnitude] : tuples) {
+    ropes.push_back({to_vector(frequencies), interleaved, magnitude});
+  }
+  return std::make_shared<Program>(std::move(ropes));
+}
+
+using Residual = std::optional<ValueId>;
+using Matrix = std::shared_ptr<PackedMatrix>;
+
+ValueId add_embed(Program& self, const std::string& name, Matrix table, float scale, Matrix positions,
+                  int64_t position_offset) {
+  Op op{OpKind::kEmbed, name, {}, {}};
+  op.weights = {std::move(table)};
+  if (positions) op.weights.push_back(std::move(positions));
+  op.scale = scale;
+  op.position_offset = position_offset;
+  return self.add(std::move(op))[0];
+}
+
+ValueId add_normalize(Program& self, const std::string& name, ValueId x, const py::object& norm, int64_t groups,
+                      Residual residual) {
+  Op op{OpKind::kNormalize, name, {x}, {}};
+  op.norm = make_norm(norm);
+  op.groups = groups;
+  op.residual = residual.value_or(kNoValue);
+  return self.add(std::move(op))[0];
+}
+
+std::vector<ValueId> add_linears(Program& self, const std::string& name, ValueId x, const py::object& norm,
+                                 const MatrixList& weights, const std::vector<py::object>& biases,
+                                 const std::optional<std::string>& act, float softcap, Residual residual,
+                                 const std::vector<int32_t>& input_order) {
+  Op op{OpKind::kLinears, name, {x}, {}};
+  op.weights = {weights.begin(), weights.end()};
+  op.norm = make_norm(norm);
+  op.residual = residual.value_or(kNoValue);
+  for (const py::object& bias : biases) op.biases.push_back(optional_vector(bias));
+  op.input_order = input_order;
+  op.activation = activation_named(act);
+  op.softcap = softcap;
+  return self.add(std::move(op));
+}
+
+ValueId add_glu(Program& self, const std::string& name, ValueId x, const py::object& norm, Matrix gate, Matrix up,
+                const std::string& act, const std::vector<int32_t>& input_order) {
+  Op op{OpKind::kGlu, name, {x}, {}};
+  op.weights = {std::move(gate), std::move(up)};
+  op.norm = make_norm(norm);
+  op.input_order = input_order;
+  op.activation = activation_named(act);
+  return self.add(std::move(op))[0];
+}
+
+ValueId add_experts(Program& self, const std::string& name, ValueId x, const py::object& norm,
+                    const MatrixList& weights, int64_t count, int64_t used, bool renormalise, const std::string& act,
+                    Residual residual) {
+  Op op{OpKind::kExperts, name, {x}, {}};
+  op.weights = {weights.begin(), weights.end()};
+  op.norm = make_norm(norm);
+  op.residual = residual.value_or(kNoValue);
+  op.activation = activation_named(act);
+  op.experts = {count, used, renormalise};
+  return self.add(std::move(op))[0];
+}
+
+ValueId add_gated(Program& self, const std::string& name, ValueId x, ValueId gate, Residual residual) {
+  Op op{OpKind::kGated, name, {x, gate}, {}};
+  op.residual = residual.value_or(kNoValue);
+  return self.add(std::move(op))[0];
+}
+
+ValueId add_attention(Program& self, const std::string& name, ValueId q, ValueId k, ValueId v, int32_t layer,
+                      int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, int32_t rope, int64_t window,
+                      float softcap, const std::vector<float>& slopes) {
+  Op op{OpKind::kAttention, name, {q, k, v}, {}};
+  op.attention = {layer, heads, kv_heads, head_dim, scale, rope, window, softcap, slopes};
+  return self.add(std::move(op))[0];
 }
 
 // Asked on the main thread, the only one to handle signals, while a step runs without the GIL: lets Python's signal
@@ -89,12 +189,12 @@ py::list step(Session& session, const std::vector<FeedTuple>& tuples) {
 }
 
 py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) {
-  const auto& values = session.plan().program().values();
-  if (id < 0 || static_cast<std::size_t>(id) >= values.size() || rows < 0 || rows > session.options().batch) {
+  const auto& widths = session.plan().program().widths();
+  if (id < 0 || static_cast<std::size_t>(id) >= widths.size() || rows < 0 || rows > session.options().batch) {
     throw Error(Fault::kInvalid,
                 "value " + std::to_string(id) + " of " + std::to_string(rows) + " rows does not exist");
   }
-  const int64_t width = values[static_cast<std::size_t>(id)].width;
+  const int64_t width = widths[static_cast<std::size_t>(id)];
   const py::ssize_t stride = static_cast<py::ssize_t>(session.plan().padded_width(id)) * 4;
   return py::array_t<float>({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(width)}, {stride, py::ssize_t{4}},
                             session.plan().value(id));
@@ -104,27 +204,24 @@ py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) 
 
 void bind_runtime(py::module_& m) {
   py::class_<Program, std::shared_ptr<Program>>(m, "Program", "A forward pass as a flat list of ops.")
-      .def(py::init([](const Array<double>& inverse_frequency, bool interleaved) {
-             return std::make_shared<Program>(Rope{to_vector(inverse_frequency), interleaved});
-           }),
-           py::kw_only(), py::arg("inverse_frequency"), py::arg("interleaved"))
-      .def("embed", [](Program& self, const std::string& name,
-                       std::shared_ptr<PackedMatrix> table) { return self.add_embed(name, std::move(table)); })
-      .def("linears",
-           [](Program& self, const std::string& name, ValueId x, const py::object& norm, float eps,
-              const MatrixList& weights, std::optional<ValueId> residual) {
-             return self.add_linears(name, x, make_norm(norm, eps), {weights.begin(), weights.end()},
-                                     residual.value_or(kNoValue));
-           })
-      .def("glu",
-           [](Program& self, const std::string& name, ValueId x, const py::object& norm, float eps,
-              std::shared_ptr<PackedMatrix> gate, std::shared_ptr<PackedMatrix> up) {
-             return self.add_glu(name, x, make_norm(norm, eps), std::move(gate), std::move(up));
-           })
-      .def("attention", [](Program& self, const std::string& name, ValueId q, ValueId k, ValueId v, int32_t layer,
-                           int64_t heads, int64_t kv_heads, int64_t head_dim, float scale) {
-        return self.add_attention(name, q, k, v, {layer, heads, kv_heads, head_dim, scale});
-      });
+      .def(py::init(&make_program), py::arg("ropes"))
+      .def("embed", &add_embed, py::arg("name"), py::arg("table"), py::kw_only(), py::arg("scale") = 1.0f,
+           py::arg("positions") = nullptr, py::arg("position_offset") = 0)
+      .def("normalize", &add_normalize, py::arg("name"), py::arg("x"), py::arg("norm"), py::kw_only(),
+           py::arg("groups") = 1, py::arg("residual") = py::none())
+      .def("linears", &add_linears, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("weights"), py::kw_only(),
+           py::arg("biases"), py::arg("act") = py::none(), py::arg("softcap") = 0.0f, py::arg("residual") = py::none(),
+           py::arg("input_order") = std::vector<int32_t>())
+      .def("glu", &add_glu, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("gate"), py::arg("up"),
+           py::kw_only(), py::arg("act"), py::arg("input_order") = std::vector<int32_t>())
+      .def("experts", &add_experts, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("weights"), py::kw_only(),
+           py::arg("count"), py::arg("used"), py::arg("renormalise"), py::arg("act"), py::arg("residual") = py::none())
+      .def("gated", &add_gated, py::arg("name"), py::arg("x"), py::arg("gate"), py::kw_only(),
+           py::arg("residual") = py::none())
+      .def("attention", &add_attention, py::arg("name"), py::arg("q"), py::arg("k"), py::arg("v"), py::kw_only(),
+           py::arg("layer"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"),
+           py::arg("rope") = -1, py::arg("window") = 0, py::arg("softcap") = 0.0f,
+           py::arg("slopes") = std::vector<float>());
 
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
@@ -140,7 +237,6 @@ void bind_runtime(py::module_& m) {
       .def("step", &step)
       .def("cancel", &Session::cancel)
       .def("value", &read_value)
-      .def("dump", [](const Session& self) { return self.plan().dump(); })
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })

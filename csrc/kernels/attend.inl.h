@@ -27,20 +27,37 @@ inline void score_positions(const Attend& a, int first_row, int64_t t) {
   }
 }
 
-// scores[0, limit) -> exp(score - largest); returns their sum.  The scores up to the next multiple of 16 become 0.
-inline float exponentials(float* scores, int64_t limit) {
+// Soft cap and slope of a row's scores; `lanes` are 0, 1, ... 15.
+inline void bend_scores(const Attend& a, int row, float* scores, int64_t first, int64_t end) {
+  float lanes[kLanes];
+  for (int l = 0; l < kLanes; ++l) lanes[l] = static_cast<float>(l);
+  if (a.softcap != 0) softcap(a.softcap, end - first, scores + first);
+  if (a.slope[row] == 0) return;
+  for (int64_t t = first; t < end; t += kLanes) {
+    const Part distance = fill(static_cast<float>(t - (a.limit[row] - 1)));  // of lane 0; exact below 2^24
+    for (int p = 0; p < kParts; ++p) {
+      float* at = scores + t + p * kPartLanes;
+      store(at, fused(fill(a.slope[row]), distance + load(lanes + p * kPartLanes), load(at)));
+    }
+  }
+}
+
+// scores[begin, limit) -> exp(score - largest); returns their sum.  Other scores from `first`, a multiple of 16, to the
+// next multiple of 16 become 0.
+inline float exponentials(float* scores, int64_t first, int64_t begin, int64_t limit) {
   const int64_t end = round_up_to_lanes(limit);
+  for (int64_t t = first; t < begin; ++t) scores[t] = -__builtin_inff();
   for (int64_t t = limit; t < end; ++t) scores[t] = -__builtin_inff();
   Part largest[kParts], sums[kParts];
   for (int p = 0; p < kParts; ++p) {
-    largest[p] = load(scores + p * kPartLanes);
+    largest[p] = load(scores + first + p * kPartLanes);
     sums[p] = fill(0.0f);
   }
-  for (int64_t t = kLanes; t < end; t += kLanes) {
+  for (int64_t t = first + kLanes; t < end; t += kLanes) {
     for (int p = 0; p < kParts; ++p) largest[p] = larger(largest[p], load(scores + t + p * kPartLanes));
   }
   const Part shift = fill(largest_lane(largest));
-  for (int64_t t = 0; t < end; t += kLanes) {
+  for (int64_t t = first; t < end; t += kLanes) {
     for (int p = 0; p < kParts; ++p) {
       float* at = scores + t + p * kPartLanes;
       const Part weight = exponential(load(at) - shift);
@@ -76,14 +93,14 @@ inline void add_values(const Attend& a, int first_row, int64_t d, int64_t begin,
 
 // out[row][d ...] for kColumns parts of the head; positions every row sees are read once for all of them.
 template <int kRows, int kColumns>
-inline void weigh_values(const Attend& a, int first_row, int64_t d, const float (&total)[kRows]) {
+inline void weigh_values(const Attend& a, int first_row, int64_t first, int64_t d, const float (&total)[kRows]) {
   int64_t shared = a.limit[first_row];
   for (int r = 1; r < kRows; ++r) shared = a.limit[first_row + r] < shared ? a.limit[first_row + r] : shared;
   Part sum[kRows][kColumns];
   for (auto& row : sum) {
     for (Part& part : row) part = fill(0.0f);
   }
-  add_values<kRows, kColumns>(a, first_row, d, 0, shared, sum);
+  add_values<kRows, kColumns>(a, first_row, d, first, shared, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row + r;
@@ -103,22 +120,29 @@ inline void weigh_values(const Attend& a, int first_row, int64_t d, const float 
 
 template <int kRows>
 void attend_rows(const Attend& a, int first_row) {
-  int64_t end = 0;
-  for (int r = first_row; r < first_row + kRows; ++r) end = a.limit[r] > end ? a.limit[r] : end;
+  int64_t first = a.begin[first_row], end = 0;
+  for (int r = first_row; r < first_row + kRows; ++r) {
+    first = a.begin[r] < first ? a.begin[r] : first;
+    end = a.limit[r] > end ? a.limit[r] : end;
+  }
+  first = first / kPageTokens * kPageTokens;
   end = round_up_to_lanes(end);
   // Blocks of two parts start at multiples of their size, which divides a page, so none crosses into the next page.
   constexpr int64_t kTwo = 2 * kPartLanes;
-  int64_t t = 0;
+  int64_t t = first;
   for (; t + kTwo <= end; t += kTwo) score_positions<kRows, 2>(a, first_row, t);
   if (t < end) score_positions<kRows, 1>(a, first_row, t);
   float total[kRows];
   for (int r = 0; r < kRows; ++r) {
-    total[r] = exponentials(a.scores + (first_row + r) * a.scores_stride, a.limit[first_row + r]);
+    const int row = first_row + r;
+    float* scores = a.scores + row * a.scores_stride;
+    if (a.softcap != 0 || a.slope[row] != 0) bend_scores(a, row, scores, first, round_up_to_lanes(a.limit[row]));
+    total[r] = exponentials(scores, first, a.begin[row], a.limit[row]);
   }
   const int64_t padded = round_up_to_lanes(a.head_dim);
   int64_t d = 0;
-  for (; d + kTwo <= padded; d += kTwo) weigh_values<kRows, 2>(a, first_row, d, total);
-  if (d < padded) weigh_values<kRows, 1>(a, first_row, d, total);
+  for (; d + kTwo <= padded; d += kTwo) weigh_values<kRows, 2>(a, first_row, first, d, total);
+  if (d < padded) weigh_values<kRows, 1>(a, first_row, first, d, total);
 }
 
 }  // namespace

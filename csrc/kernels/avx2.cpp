@@ -30,6 +30,15 @@ struct ByteDot {
   static Bits finish(Bits sums, int32_t) { return sums; }
 };
 
+// Codes 0 .. 127 as they are: a pair is at most 2 x 127 x 127 = 32258.
+struct SmallByteDot {
+  using Sums = Bits;
+  static constexpr int32_t kCentre = 0;
+  static Bits start(int32_t offset) { return fill_bits(offset); }
+  static Bits step(Bits sums, Bits w, Bits q) { return plus(sums, widen_pairs(_mm256_maddubs_epi16(w, q))); }
+  static Bits finish(Bits sums, int32_t) { return sums; }
+};
+
 }  // namespace
 
 #include "kernels/bodies.inl.h"

@@ -1,9 +1,12 @@
-// The ten functions of a kernel set, in the order their parts need each other.
-// Included inside the set's namespace, after its NibbleDot and ByteDot.
+// The functions of a kernel set, in the order their parts need each other.
+// Included inside the set's namespace, after its NibbleDot, ByteDot and SmallByteDot.
 
 // clang-format off
 #include "kernels/exponential.inl.h"
 #include "kernels/floats.inl.h"
 #include "kernels/gemm.inl.h"
+#include "kernels/unpack.inl.h"
+#include "kernels/grids.inl.h"
+#include "kernels/staged.inl.h"
 #include "kernels/attend.inl.h"
 // clang-format on

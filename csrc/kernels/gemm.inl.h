@@ -1,5 +1,5 @@
 // Bodies of the matrix products, written once over the including file's parts and dot products.
-// Included inside that file's namespace, after floats.inl.h.
+// Included inside that file's namespace, after floats.inl.h; for codes that dot products take as they are, and floats.
 
 namespace {
 
@@ -58,61 +58,73 @@ inline void dot_group(const uint8_t* codes, const int8_t* x, typename Dot::Sums 
   }
 }
 
-template <typename Dot, bool kNibbles, int kRows>
+// kGrouped: scales may be for several groups, with a zero point each.
+template <typename Dot, bool kNibbles, bool kGrouped, int kRows>
 void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   constexpr int kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
   const int64_t groups = g.w->k / kGroup;
-  const int32_t offset = Dot::kCentre - g.w->zero;
+  const int64_t shared = kGrouped ? g.w->group / kGroup : 1;  // groups with the same scale
+  const bool zeros = kGrouped && g.w->zeros;
+  const int32_t offset = Dot::kCentre - (zeros ? 0 : g.w->zero);
   const uint8_t* codes = static_cast<const uint8_t*>(g.w->codes) + panel * groups * kGroupBytes;
-  const uint16_t* scale = g.w->scale + panel * groups * kLanes;
-  const uint16_t* bias = g.w->bias ? g.w->bias + panel * groups * kLanes : nullptr;
-  const int8_t* x = g.quantized.codes + first_row * kGroup;
-  const float* x_scale = g.quantized.scale + first_row;
-  const int32_t* x_sum = g.quantized.sum + first_row;
+  int64_t at = panel * (groups / shared) * kLanes;  // of the group's scale
   Part y[kRows][kParts];
   for (auto& row : y) {
     for (Part& part : row) part = fill(0.0f);
   }
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t group = 0, left = shared; group < groups; ++group, codes += kGroupBytes) {
     if constexpr (kRows > 1) {
       for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kPrefetchBytes + line);
     }
+    const int64_t tile = group * g.quantized.rows + first_row;
+    const int8_t* x = g.quantized.codes + tile * kGroup;
+    const float* x_scale = g.quantized.scale + tile;
+    const int32_t* x_sums = g.quantized.sum + tile + group * g.quantized.rows;
+    int32_t x_sum[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) x_sum[r] = x_sums[r] + x_sums[g.quantized.rows + r];
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {
       typename Dot::Sums sums[kRows];
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) sums[r] = Dot::start(offset * x_sum[r]);
       dot_group<Dot, kNibbles, kRows>(codes + p * kPartLanes * 4, x, sums);
-      const Part w_scale = load_half(scale + p * kPartLanes);
+      const Part w_scale = load_half(g.w->scale + at + p * kPartLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        y[r][p] = fused(to_float(Dot::finish(sums[r], offset * x_sum[r])), w_scale * fill(x_scale[r]), y[r][p]);
+        Bits dot = Dot::finish(sums[r], offset * x_sum[r]);
+        if (zeros) dot = minus(dot, times(widen_bytes(g.w->zeros + at + p * kPartLanes), fill_bits(x_sum[r])));
+        y[r][p] = fused(to_float(dot), w_scale * fill(x_scale[r]), y[r][p]);
       }
-      if (bias) {
-        const Part w_bias = load_half(bias + p * kPartLanes);
+      if (g.w->bias) {
+        const Part w_bias = load_half(g.w->bias + at + p * kPartLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           y[r][p] = fused(w_bias, fill(x_scale[r] * static_cast<float>(x_sum[r])), y[r][p]);
         }
       }
     }
-    codes += kGroupBytes;
-    scale += kLanes;
-    if (bias) bias += kLanes;
-    x += g.quantized.rows * kGroup;
-    x_scale += g.quantized.rows;
-    x_sum += g.quantized.rows;
+    if (--left == 0) {
+      left = shared;
+      at += kLanes;
+    }
   }
   store_panel(g, panel, first_row, y);
 }
 
-template <typename Dot, bool kNibbles>
+template <typename Dot, bool kNibbles, bool kGrouped>
 void integer_panels(const Gemm& g) {
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     in_blocks<kIntegerRows>(g.rows, [&](auto rows, int first_row) {
-      integer_panel<Dot, kNibbles, decltype(rows)::value>(g, panel, first_row);
+      integer_panel<Dot, kNibbles, kGrouped, decltype(rows)::value>(g, panel, first_row);
     });
   }
+}
+
+template <typename Dot, bool kNibbles>
+void gemm_integers(const Gemm& g) {
+  if (g.w->group == kGroup && !g.w->zeros) return integer_panels<Dot, kNibbles, false>(g);
+  return integer_panels<Dot, kNibbles, true>(g);
 }
 
 inline Part widen(const float* w) { return load(w); }
@@ -153,14 +165,3 @@ void float_panels(const Gemm& g) {
 }
 
 }  // namespace
-
-void gemm_int4(const Gemm& g) { integer_panels<NibbleDot, true>(g); }
-void gemm_int8(const Gemm& g) { integer_panels<ByteDot, false>(g); }
-
-void gemm_float(const Gemm& g) {
-  switch (g.w->encoding) {
-    case Encoding::kF16: return float_panels<HalfBits>(g);
-    case Encoding::kBF16: return float_panels<BFloatBits>(g);
-    default: return float_panels<float>(g);
-  }
-}

@@ -1,26 +1,29 @@
 // The functions each instruction set's file defines, in a namespace of its own; dispatch.cpp names them in its table.
 #pragma once
 
+#include "kernels/blocks.h"
+#include "kernels/codebooks.h"
 #include "kernels/kernels.h"
 
 #define CPUINFER_DECLARE_KERNELS(isa)                                                              \
   namespace isa {                                                                                  \
   void quantize(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q);                   \
-  void gemm_int4(const Gemm& g);                                                                   \
-  void gemm_int8(const Gemm& g);                                                                   \
-  void gemm_float(const Gemm& g);                                                                  \
+  void gemm(const Gemm& g);                                                                        \
   void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y);              \
   void add(const float* x, int64_t n, float* y);                                                   \
-  void silu_mul(const float* gate, int64_t n, float* up);                                          \
+  void layer_norm(const float* x, const float* w, const float* b, int64_t n, float eps, float* y); \
+  void multiply(const float* x, int64_t n, float* y);                                              \
+  void activate(Activation activation, int64_t n, float* y);                                       \
+  void softcap(float cap, int64_t n, float* y);                                                    \
   void rope(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved); \
   void to_half(const float* x, int64_t n, uint16_t* y);                                            \
   void attend(const Attend& a);                                                                    \
   }
 
 // The same as a list, in the order of KernelSet's members.
-#define CPUINFER_KERNELS(isa)                                                                                        \
-  isa::quantize, isa::gemm_int4, isa::gemm_int8, isa::gemm_float, isa::rms_norm, isa::add, isa::silu_mul, isa::rope, \
-      isa::to_half, isa::attend
+#define CPUINFER_KERNELS(isa)                                                                                     \
+  isa::quantize, isa::gemm, isa::rms_norm, isa::layer_norm, isa::add, isa::multiply, isa::activate, isa::softcap, \
+      isa::rope, isa::to_half, isa::attend
 
 namespace cpuinfer {
 CPUINFER_DECLARE_KERNELS(avx512_vnni)

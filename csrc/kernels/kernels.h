@@ -12,27 +12,60 @@
 namespace cpuinfer {
 
 constexpr int kLanes = 16;       // weight rows in a panel; floats in a virtual vector
-constexpr int kGroup = 32;       // neighbours along k that share a scale
+constexpr int kGroup = 32;       // inputs that share an activation scale; weights share theirs by a multiple or a part
+constexpr int kHalf = 16;        // inputs that share a sum of activations, and a scale in some block encodings
 constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
 constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
 
-enum class Encoding : uint8_t { kInt4, kInt8, kF16, kBF16, kF32 };
+// kQ5_0 and those after it are GGUF's block encodings, as blocks.h lays them out.
+enum class Encoding : uint8_t {
+  kInt4,
+  kInt8,
+  kF16,
+  kBF16,
+  kF32,
+  kTable4,
+  kQ5_0,
+  kQ5_1,
+  kQ2K,
+  kQ3K,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+  kIq4Nl,
+  kIq4Xs,
+  kMxfp4,
+  kTq1_0,
+  kTq2_0,
+  kIq2Xxs,
+  kIq2Xs,
+  kIq2S,
+  kIq3Xxs,
+  kIq3S,
+  kIq1S,
+  kIq1M,
+};
 
 // One linear layer's weights [n, k], packed in panels of kLanes rows; the last panel is padded with zero weights.
-//   value(n, k) = scale[n, g] * (code[n, k] - zero) + bias[n, g],  g = k / kGroup        (kInt4, kInt8)
-// Codes of a group of a panel:
-//   kInt4: 4 blocks of 64 bytes; byte [16 rows][4 k] of block s holds k = 4 s + j in the low nibble and
+//   value(n, k) = scale[n, g] * (code[n, k] - zero[n, g]) + bias[n, g],  g = k / group   (kInt4, kInt8)
+//   value(n, k) = scale[n, g] * table_scale * table[code[n, k]]                          (kTable4)
+// Codes of 32 inputs of a panel:
+//   kInt4, kTable4: 4 blocks of 64 bytes; byte [16 rows][4 k] of block s holds k = 4 s + j in the low nibble and
 //          k = 16 + 4 s + j in the high nibble (one 512-bit load, or two 256-bit loads, feed two dot-product steps)
 //   kInt8: 8 blocks of 64 bytes; byte [16 rows][4 k] of block s holds the unsigned code of k = 4 s + j
 //   kF16, kBF16 (uint16), kF32 (float): [k][16 rows]
 struct Weights {
   Encoding encoding;
-  int32_t zero;           // 8 for Q4_0, 128 for Q8_0, 0 for Q4_1
-  int64_t n;              // output rows
-  int64_t k;              // inputs; a multiple of kGroup for kInt4 and kInt8
-  const void* codes;      // [ceil(n / 16)][k / kGroup][...] as above, 64-byte aligned
-  const uint16_t* scale;  // fp16 [ceil(n / 16)][k / kGroup][16]; null for floats
-  const uint16_t* bias;   // fp16 [ceil(n / 16)][k / kGroup][16], or null
+  int32_t zero;                    // 8 for Q4_0, 128 for Q8_0, 0 for Q4_1; where there are no `zeros`
+  int64_t n;                       // output rows
+  int64_t k;                       // inputs; a multiple of kGroup but for floats
+  const void* codes;               // [ceil(n / 16)][k / kGroup][...] as above, 64-byte aligned
+  const uint16_t* scale;           // fp16 [ceil(n / 16)][k / group][16]; null for floats and block encodings
+  const uint16_t* bias;            // fp16 [ceil(n / 16)][k / group][16], or null
+  int64_t group = kGroup;          // inputs that share a scale: a multiple of kGroup that divides k
+  const uint8_t* zeros = nullptr;  // [ceil(n / 16)][k / group][16], or null
+  int16_t table[16] = {};          // kTable4
+  float table_scale = 1;
 };
 
 // Up to kTileRows rows of activations, quantised to int8 per row and group, for the integer kernels.
@@ -41,14 +74,14 @@ struct QuantizedRows {
   int rows;       // 1 .. kTileRows; also the stride below
   int8_t* codes;  // int8 [k / 32][rows][32], each in -127 .. 127
   float* scale;   // fp32 [k / 32][rows]: largest magnitude of the group / 127, or 0
-  int32_t* sum;   // int32 [k / 32][rows]: sum of the group's codes
+  int32_t* sum;   // int32 [k / 32][2][rows]: sums of the codes of each half of the group
 };
 
 // Rows [panel_begin, panel_end) * 16 of  y[r, n] = sum_k w[n, k] x[r, k].
 struct Gemm {
   const Weights* w;
   int64_t panel_begin, panel_end;
-  QuantizedRows quantized;  // for kInt4, kInt8
+  QuantizedRows quantized;  // but for floats
   const float* x;           // for float weights: fp32 [rows][ldx]
   int64_t ldx;
   int rows;  // 1 .. kTileRows
@@ -56,19 +89,28 @@ struct Gemm {
   int64_t ldy;
 };
 
-// Queries of one sequence that share one key-value head:  out = softmax(scale q K^T) V  over positions [0, limit).
+// By element, with exp within 1.6 units of 2^-24: relu max(z, 0); silu z / (1 + exp(-z)); gelu_tanh z / (1 + exp(-2
+// u)), u = sqrt(2 / pi) (z + 0.044715 z^3); gelu max(z, 0) - |z| h, where h = erfc(|z| / sqrt 2) / 2 by formula 7.1.26
+// of Abramowitz and Stegun, off by at most 7.5e-8.
+enum class Activation : uint8_t { kNone, kRelu, kSilu, kGelu, kGeluTanh };
+
+// Queries of one sequence that share one key-value head, over positions [begin, limit) of a row:
+//   out = softmax(s) V,  s(t) = softcap(scale q k_t) + slope (t - (limit - 1)),  softcap(z) = c tanh(z / c).
 struct Attend {
   int rows;                      // 1 .. kTileRows queries
   const float* q[kTileRows];     // fp32 [head_dim] each
   float* out[kTileRows];         // fp32 [head_dim] each; nothing is written past head_dim
-  int64_t limit[kTileRows];      // positions each query sees, >= 1
+  int64_t begin[kTileRows];      // the first position each query sees
+  int64_t limit[kTileRows];      // one past the last, > begin
   const uint16_t* const* pages;  // the sequence's cache pages, kPageTokens positions each
   int64_t k_offset;  // in a page, elements to fp16 K [head_dim][kPageTokens] (transposed: lanes are positions)
   int64_t v_offset;  // in a page, elements to fp16 V [kPageTokens][round_up(head_dim, 16)]
   int64_t head_dim;
   float scale;
-  float* scores;          // scratch fp32 [rows][scores_stride]
-  int64_t scores_stride;  // >= the largest limit rounded up to 16
+  float softcap;           // 0 for none
+  float slope[kTileRows];  // 0 for none
+  float* scores;           // scratch fp32 [rows][scores_stride]
+  int64_t scores_stride;   // >= the largest limit rounded up to 16
 };
 
 struct KernelSet {
@@ -80,19 +122,21 @@ struct KernelSet {
   // all zero; a group holding NaN or infinity gets a NaN scale and zero codes, so that the fault surfaces in the
   // result.
   void (*quantize)(const float* x, int64_t ldx, int64_t k, const QuantizedRows& q);
-  // Per group g, in ascending g:  i = sum codes * q - zero * sum  (int32, exact);  y = fma(float(i), scale_w * scale_x,
-  // y); with a bias also  y = fma(bias_w, scale_x * float(sum), y).  The product of the scales is rounded to fp32
-  // first.
-  void (*gemm_int4)(const Gemm& g);
-  void (*gemm_int8)(const Gemm& g);
-  // y = fma(w[k], x[k], y) in ascending k, for kF16, kBF16 and kF32 (weights widened exactly).
-  void (*gemm_float)(const Gemm& g);
+  // Integer weights: per group of 32 inputs, or per half of it where the weights' scale is for 16, in ascending order,
+  //   i = sum codes * q - zero * sum  (int32, exact);  y = fma(float(i), scale_w * scale_x, y);
+  // with a bias also  y = fma(bias_w, scale_x * float(sum), y).  The product of the scales is rounded to fp32 first.
+  // Float weights: y = fma(w[k], x[k], y) in ascending k, weights widened exactly.
+  void (*gemm)(const Gemm& g);
 
   // y = x / sqrt(mean(x^2) + eps) * weight: lane l sums fma(x, x, sum) over k = l, l + 16, ...; then the tree;
   // inv = 1 / sqrt(total / n + eps); y = (x * inv) * weight.   x, y fp32 [n]; may alias.
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* y);
-  void (*add)(const float* x, int64_t n, float* y);           // y += x
-  void (*silu_mul)(const float* gate, int64_t n, float* up);  // up = gate / (1 + exp(-gate)) * up
+  // y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight (+ bias, unless null): both means by lanes and the tree.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float eps, float* y);
+  void (*add)(const float* x, int64_t n, float* y);       // y += x
+  void (*multiply)(const float* x, int64_t n, float* y);  // y *= x
+  void (*activate)(Activation activation, int64_t n, float* y);
+  void (*softcap)(float cap, int64_t n, float* y);  // y = cap * tanh(y / cap)
   // In place on one head [head_dim]: pairs (2 i, 2 i + 1) when interleaved, else (i, i + pairs), i < pairs;
   // (a, b) -> (a cos - b sin, a sin + b cos) with products rounded before the sum.  cosine, sine fp32 [pairs].
   void (*rope)(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved);

@@ -18,29 +18,54 @@ constexpr int64_t kLargest = int64_t{1} << 30;  // of n and k: products of sizes
 constexpr int64_t kBlock = kLanes * 4;          // bytes: 16 rows of four codes
 constexpr int64_t kHalfGroup = kGroup / 2;      // a nibble's partner is this much further along k
 
-// Bytes of one row's share of a panel.
-int64_t row_bytes(Encoding encoding, int64_t k) {
+[[noreturn]] void fail(const std::string& message) { throw Error(Fault::kUnsupportedFormat, message); }
+
+int64_t row_bytes_of(Encoding encoding, int64_t k) {
   switch (encoding) {
-    case Encoding::kInt4: return k / 2;
+    case Encoding::kInt4:
+    case Encoding::kTable4: return k / 2;
     case Encoding::kInt8: return k;
     case Encoding::kF16:
     case Encoding::kBF16: return k * 2;
-    case Encoding::kF32: break;
+    case Encoding::kF32: return k * 4;
+    default: break;
   }
-  return k * 4;
+  const BlockLayout& layout = *block_layout(encoding);
+  return k / layout.inputs * layout.bytes;
 }
 
-void check_shape(Encoding encoding, int64_t n, int64_t k, int32_t zero) {
-  const auto fail = [](const std::string& message) { throw Error(Fault::kUnsupportedFormat, message); };
+void check_shape(Encoding encoding, int64_t n, int64_t k, const PackOptions& options) {
   const std::string shape = "a matrix of shape (" + std::to_string(n) + ", " + std::to_string(k) + ")";
   if (n < 1 || k < 1 || n > kLargest || k > kLargest) {
     fail(shape + ": expected sizes from 1 to " + std::to_string(kLargest));
   }
-  if (!is_integer(encoding)) return;
-  if (k % kGroup != 0) fail(shape + ": integer codes need inputs in groups of " + std::to_string(kGroup));
-  const int32_t last = encoding == Encoding::kInt4 ? 15 : 255;
-  if (zero < 0 || zero > last) {
-    fail("zero point " + std::to_string(zero) + ": expected a code, 0 to " + std::to_string(last));
+  if (is_float(encoding)) return;
+  const BlockLayout* layout = block_layout(encoding);
+  const int64_t group = layout != nullptr ? layout->inputs : options.group;
+  if (group < kGroup || group % kGroup != 0 || k % group != 0) {
+    fail(shape + ": " + encoding_name(encoding) + " needs inputs in groups of " +
+         std::to_string(group < kGroup ? kGroup : group));
+  }
+  const int32_t last = encoding == Encoding::kInt8 ? 255 : 15;
+  if (options.zero < 0 || options.zero > last) {
+    fail("zero point " + std::to_string(options.zero) + ": expected a code, 0 to " + std::to_string(last));
+  }
+  if ((encoding == Encoding::kTable4) != (options.table.size() == 16)) {
+    fail(std::string(encoding_name(encoding)) + ": a table of " + std::to_string(options.table.size()) + " numbers");
+  }
+}
+
+// Sets the table to integers of 16 bits: with 127 * 256 as the largest magnitude both bytes of a number are factors of
+// a dot product that cannot overflow.
+void round_table(const std::vector<float>& table, Weights& view) {
+  float largest = 0;
+  for (const float number : table) {
+    if (!std::isfinite(number)) fail("a table with a number that is not finite");
+    largest = std::max(largest, std::fabs(number));
+  }
+  if (largest > 0) view.table_scale = largest / (127 * 256);
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    view.table[i] = static_cast<int16_t>(std::lrint(table[i] / view.table_scale));
   }
 }
 
@@ -87,7 +112,9 @@ void interleave(const T* values, int64_t columns, int64_t lane, int64_t end, T* 
 
 }  // namespace
 
-bool is_integer(Encoding encoding) noexcept { return encoding == Encoding::kInt4 || encoding == Encoding::kInt8; }
+bool is_float(Encoding encoding) noexcept {
+  return encoding == Encoding::kF16 || encoding == Encoding::kBF16 || encoding == Encoding::kF32;
+}
 
 const char* encoding_name(Encoding encoding) noexcept {
   switch (encoding) {
@@ -96,27 +123,47 @@ const char* encoding_name(Encoding encoding) noexcept {
     case Encoding::kF16: return "f16";
     case Encoding::kBF16: return "bf16";
     case Encoding::kF32: return "f32";
+    case Encoding::kTable4: return "table4";
+    default: return block_layout(encoding)->name;
   }
-  return "unknown";
 }
 
-PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool) {
-  check_shape(encoding, n, k, zero);
+std::optional<Encoding> encoding_named(std::string_view name) noexcept {
+  for (int i = 0; i <= static_cast<int>(Encoding::kIq1M); ++i) {
+    if (name == encoding_name(static_cast<Encoding>(i))) return static_cast<Encoding>(i);
+  }
+  return std::nullopt;
+}
+
+PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options, BufferPool* pool)
+    : blocks_(block_layout(encoding)) {
+  check_shape(encoding, n, k, options);
   const auto take = [&](std::size_t bytes) { return pool != nullptr ? pool->take(bytes) : Buffer(bytes); };
   const int64_t padded = round_up(n, kLanes);
-  codes_ = take(static_cast<std::size_t>(padded * row_bytes(encoding, k)));
-  if (is_integer(encoding)) {
-    const auto scale_bytes = static_cast<std::size_t>(padded * (k / kGroup)) * sizeof(uint16_t);
-    scale_ = take(scale_bytes);
-    if (has_bias) bias_ = take(scale_bytes);
+  codes_ = take(static_cast<std::size_t>(padded * row_bytes_of(encoding, k)));
+  const bool scaled = !is_float(encoding) && blocks_ == nullptr;
+  if (scaled) {
+    const auto groups = static_cast<std::size_t>(padded * (k / options.group));
+    scale_ = take(groups * sizeof(uint16_t));
+    if (options.has_bias) bias_ = take(groups * sizeof(uint16_t));
+    if (options.has_zeros) zeros_ = take(groups);
   }
-  view_ = {encoding, zero, n, k, codes_.as<void>(), scale_.as<uint16_t>(), bias_.as<uint16_t>()};
+  view_ = {.encoding = encoding,
+           .zero = options.zero,
+           .n = n,
+           .k = k,
+           .codes = codes_.as<void>(),
+           .scale = scale_.as<uint16_t>(),
+           .bias = bias_.as<uint16_t>(),
+           .group = scaled ? options.group : kGroup,
+           .zeros = zeros_.as<uint8_t>()};
+  round_table(options.table, view_);
 }
 
 void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale,
-                                    const uint16_t* bias) {
-  const int64_t k = view_.k, groups = k / kGroup;
-  const bool nibbles = view_.encoding == Encoding::kInt4;
+                                    const uint16_t* bias, const uint8_t* zeros) {
+  const int64_t k = view_.k, groups = k / kGroup, scales = k / view_.group;
+  const bool nibbles = view_.encoding != Encoding::kInt8;
   const int64_t group_bytes = kLanes * (nibbles ? kGroup / 2 : kGroup);
   uint32_t excess = 0;
   for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
@@ -131,14 +178,22 @@ void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* co
         }
       }
     }
-    const int64_t at = panel * groups * kLanes;
-    interleave(scale + source * groups, groups, lane, end, scale_.as<uint16_t>() + at);
-    if (bias) interleave(bias + source * groups, groups, lane, end, bias_.as<uint16_t>() + at);
+    const int64_t at = panel * scales * kLanes;
+    interleave(scale + source * scales, scales, lane, end, scale_.as<uint16_t>() + at);
+    if (bias) interleave(bias + source * scales, scales, lane, end, bias_.as<uint16_t>() + at);
+    if (zeros) interleave(zeros + source * scales, scales, lane, end, zeros_.as<uint8_t>() + at);
   });
   if (excess) {
-    throw Error(Fault::kUnsupportedFormat,
-                "rows " + std::to_string(row) + " to " + std::to_string(row + rows - 1) + ": a 4-bit code above 15");
+    fail("rows " + std::to_string(row) + " to " + std::to_string(row + rows - 1) + ": a 4-bit code above 15");
   }
+}
+
+void PackedMatrix::set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks) {
+  const int64_t bytes = row_bytes();
+  for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
+    pack_blocks(*blocks_, blocks + source * bytes, end - lane, view_.k / blocks_->inputs, lane,
+                codes_.as<uint8_t>() + panel * bytes * kLanes);
+  });
 }
 
 void PackedMatrix::set_float_rows(int64_t row, int64_t rows, const void* values) {
@@ -154,39 +209,50 @@ void PackedMatrix::set_float_rows(int64_t row, int64_t rows, const void* values)
   });
 }
 
-void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
-  const int64_t k = view_.k, groups = k / kGroup, panel = row / kLanes, lane = row % kLanes;
-  const auto element = [&](int64_t i) { return (panel * k + i) * kLanes + lane; };  // of a float encoding
-  const auto code = [&](int64_t i) -> int32_t {
-    const int64_t group = panel * groups + i / kGroup, in = i % kGroup;
-    const uint8_t* bytes = codes_.as<uint8_t>();
-    if (view_.encoding == Encoding::kInt8) {
-      return bytes[group * kLanes * kGroup + in / 4 * kBlock + lane * 4 + in % 4];
-    }
-    const int64_t low = in % kHalfGroup;
-    const uint8_t pair = bytes[group * kLanes * kHalfGroup + low / 4 * kBlock + lane * 4 + low % 4];
-    return in < kHalfGroup ? pair & 15 : pair >> 4;
+// A code less its zero point, or its entry of the table.
+float PackedMatrix::read_code(int64_t row, int64_t i) const noexcept {
+  const int64_t panel = row / kLanes, lane = row % kLanes, in = i % kGroup;
+  const int64_t group = panel * (view_.k / kGroup) + i / kGroup;
+  const uint8_t* bytes = codes_.as<uint8_t>();
+  const auto zero = [&]() -> int32_t {
+    return view_.zeros ? view_.zeros[(panel * (view_.k / view_.group) + i / view_.group) * kLanes + lane] : view_.zero;
   };
+  if (view_.encoding == Encoding::kInt8) {
+    return static_cast<float>(bytes[group * kLanes * kGroup + in / 4 * kBlock + lane * 4 + in % 4] - zero());
+  }
+  const int64_t low = in % kHalfGroup;
+  const uint8_t pair = bytes[group * kLanes * kHalfGroup + low / 4 * kBlock + lane * 4 + low % 4];
+  const int code = in < kHalfGroup ? pair & 15 : pair >> 4;
+  if (view_.encoding == Encoding::kInt4) return static_cast<float>(code - zero());
+  return view_.table_scale * static_cast<float>(view_.table[code]);
+}
+
+void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
+  const int64_t k = view_.k, panel = row / kLanes, lane = row % kLanes;
+  if (blocks_ != nullptr) {
+    return read_blocks(*blocks_, codes_.as<uint8_t>() + panel * row_bytes() * kLanes, k / blocks_->inputs, lane, out);
+  }
+  const auto element = [&](int64_t i) { return (panel * k + i) * kLanes + lane; };  // of a float encoding
   for (int64_t i = 0; i < k; ++i) {
     switch (view_.encoding) {
-      case Encoding::kInt4:
-      case Encoding::kInt8: {
-        const int64_t at = (panel * groups + i / kGroup) * kLanes + lane;
-        const float bias = view_.bias ? half_to_float(view_.bias[at]) : 0.0f;
-        out[i] = std::fma(half_to_float(view_.scale[at]), static_cast<float>(code(i) - view_.zero), bias);
-        break;
-      }
       case Encoding::kF16: out[i] = half_to_float(codes_.as<uint16_t>()[element(i)]); break;
       case Encoding::kBF16:
         out[i] = std::bit_cast<float>(static_cast<uint32_t>(codes_.as<uint16_t>()[element(i)]) << 16);
         break;
       case Encoding::kF32: out[i] = codes_.as<float>()[element(i)]; break;
+      default: {
+        const int64_t at = (panel * (k / view_.group) + i / view_.group) * kLanes + lane;
+        const float bias = view_.bias ? half_to_float(view_.bias[at]) : 0.0f;
+        out[i] = std::fma(half_to_float(view_.scale[at]), read_code(row, i), bias);
+      }
     }
   }
 }
 
 int64_t PackedMatrix::bytes() const noexcept {
-  return static_cast<int64_t>(codes_.bytes() + scale_.bytes() + bias_.bytes());
+  return static_cast<int64_t>(codes_.bytes() + scale_.bytes() + bias_.bytes() + zeros_.bytes());
 }
+
+int64_t PackedMatrix::row_bytes() const noexcept { return row_bytes_of(view_.encoding, view_.k); }
 
 }  // namespace cpuinfer

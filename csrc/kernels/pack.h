@@ -2,39 +2,60 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
 
 #include "core/buffer.h"
 #include "core/rounding.h"
+#include "kernels/blocks.h"
 #include "kernels/kernels.h"
 
 namespace cpuinfer {
 
-bool is_integer(Encoding encoding) noexcept;
-const char* encoding_name(Encoding encoding) noexcept;  // "int4", ...
+bool is_float(Encoding encoding) noexcept;              // others multiply quantised activations
+const char* encoding_name(Encoding encoding) noexcept;  // "int4", "q4_k", ...
+std::optional<Encoding> encoding_named(std::string_view name) noexcept;
+
+// What a matrix has beside its codes.
+struct PackOptions {
+  int32_t zero = 0;               // kInt4, kInt8
+  bool has_bias = false;          // kInt4, kInt8
+  bool has_zeros = false;         // kInt4, kInt8: a zero point for each group, instead of `zero`
+  int64_t group = kGroup;         // kInt4, kInt8, kTable4
+  std::vector<float> table = {};  // kTable4: sixteen numbers; kept as 16-bit integers times one scale
+};
 
 // Owns one packed matrix.  Filled row range by row range, so the unpacked matrix never has to exist whole.  Several
 // threads may fill it at once if their ranges are disjoint and start at multiples of kLanes.
 class PackedMatrix {
  public:
-  // Checks n, k >= 1, k % kGroup == 0 and that zero is a code, for integer encodings; throws Error(kUnsupportedFormat)
-  // otherwise.  The memory is the matrix's own, or a part of the pool's.
-  PackedMatrix(Encoding encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, BufferPool* pool = nullptr);
+  // Throws Error(kUnsupportedFormat) unless n, k >= 1, k is a multiple of the group or block, and the options fit the
+  // encoding.  The memory is the matrix's own, or a part of the pool's.
+  PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options = {}, BufferPool* pool = nullptr);
 
-  // Rows [row, row + rows): codes uint8 [rows][k] (kInt4: 0..15, else Error(kUnsupportedFormat)), scale and bias
-  // fp16 [rows][k / 32] (bias null without).
-  void set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale, const uint16_t* bias);
+  // Rows [row, row + rows) of kInt4, kInt8 and kTable4: codes uint8 [rows][k] (0..15 but for kInt8, else
+  // Error(kUnsupportedFormat)); scale, bias fp16 and zeros uint8 [rows][k / group], null where the matrix has none.
+  void set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale, const uint16_t* bias,
+                        const uint8_t* zeros = nullptr);
   // Rows of a float encoding: values [rows][k], two or four bytes each as the encoding says.
   void set_float_rows(int64_t row, int64_t rows, const void* values);
+  // Rows of a block encoding, as in the file.
+  void set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks);
 
-  // Row -> fp32 [k]: value = fma(scale, code - zero, bias).  For embedding look-ups; baseline code.
+  // Row -> fp32 [k]: value = fma(scale, code - zero, bias).  For embeddings; baseline code.
   void read_row(int64_t row, float* out) const noexcept;
 
   const Weights& view() const noexcept { return view_; }
   int64_t panels() const noexcept { return ceil_div(view_.n, kLanes); }
-  int64_t bytes() const noexcept;  // of codes, scales and biases, padding included
+  int64_t bytes() const noexcept;      // of codes, scales, biases and zero points, padding included
+  int64_t row_bytes() const noexcept;  // of one row's codes
 
  private:
-  Buffer codes_, scale_, bias_;
+  float read_code(int64_t row, int64_t i) const noexcept;
+
+  Buffer codes_, scale_, bias_, zeros_;
+  const BlockLayout* blocks_ = nullptr;
   Weights view_{};
 };
 

@@ -41,6 +41,7 @@ struct Dot {
 };
 using NibbleDot = Dot;
 using ByteDot = Dot;
+using SmallByteDot = Dot;
 
 }  // namespace
 

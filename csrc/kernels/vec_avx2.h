@@ -4,11 +4,13 @@
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
+#include "kernels/stage.h"
 
 namespace cpuinfer {
 namespace {
 
 constexpr int kPartLanes = 8;
+constexpr int kParts = kLanes / kPartLanes;
 constexpr int kIntegerRows = kTileRows;  // the integer sums stay in registers, the float sums on the stack
 constexpr int kFloatRows = 4;            // with two parts each, 8 of the 16 registers accumulate
 
@@ -43,6 +45,11 @@ inline Part as_floats(Bits a) { return _mm256_castsi256_ps(a); }
 inline Bits fill_bits(int32_t value) { return _mm256_set1_epi32(value); }
 inline Bits plus(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
 inline Bits minus(Bits a, Bits b) { return _mm256_sub_epi32(a, b); }
+inline Bits times(Bits a, Bits b) { return _mm256_mullo_epi32(a, b); }
+inline Bits times_256(Bits a) { return _mm256_slli_epi32(a, 8); }
+inline Bits widen_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 inline Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
 inline Bits larger(Bits a, Bits b) { return _mm256_max_epi32(a, b); }
 inline Bits halved(Bits a) { return _mm256_srai_epi32(a, 1); }
@@ -55,10 +62,18 @@ inline void store_codes(int8_t* p, Bits a) {  // each lane is in -128 .. 127, so
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
 
-// Eight rows of four weight codes, and four activation codes repeated for each of them.
+// Eight rows of four weight codes, the table entries of a line of such nibbles, and four activation codes repeated.
 inline Bits load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Bits low_nibbles(Bits w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
 inline Bits high_nibbles(Bits w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
+inline void look_up(const uint8_t* table, const uint8_t* line, uint8_t* low, uint8_t* high) {
+  const Bits entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  for (int i = 0; i < 64; i += 32) {
+    const Bits w = load_codes(line + i);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + i), _mm256_shuffle_epi8(entries, low_nibbles(w)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + i), _mm256_shuffle_epi8(entries, high_nibbles(w)));
+  }
+}
 inline Bits repeat_codes(const int8_t* q) {
   int32_t four;
   __builtin_memcpy(&four, q, sizeof four);

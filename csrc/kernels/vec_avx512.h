@@ -12,11 +12,13 @@
 #endif
 
 #include "kernels/kernels.h"
+#include "kernels/stage.h"
 
 namespace cpuinfer {
 namespace {
 
 constexpr int kPartLanes = 16;
+constexpr int kParts = kLanes / kPartLanes;
 constexpr int kIntegerRows = kTileRows;
 constexpr int kFloatRows = kTileRows;
 
@@ -50,6 +52,11 @@ inline Part as_floats(Bits a) { return _mm512_castsi512_ps(a); }
 inline Bits fill_bits(int32_t value) { return _mm512_set1_epi32(value); }
 inline Bits plus(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
 inline Bits minus(Bits a, Bits b) { return _mm512_sub_epi32(a, b); }
+inline Bits times(Bits a, Bits b) { return _mm512_mullo_epi32(a, b); }
+inline Bits times_256(Bits a) { return _mm512_slli_epi32(a, 8); }
+inline Bits widen_bytes(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
 inline Bits larger(Bits a, Bits b) { return _mm512_max_epi32(a, b); }
 inline Bits halved(Bits a) { return _mm512_srai_epi32(a, 1); }
@@ -59,10 +66,16 @@ inline Part to_float(Bits a) { return _mm512_cvtepi32_ps(a); }
 inline void store_bits(int32_t* p, Bits a) { _mm512_storeu_si512(p, a); }
 inline void store_codes(int8_t* p, Bits a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 
-// Sixteen rows of four weight codes, and four activation codes repeated for each of them.
+// Sixteen rows of four weight codes, the table entries of a line of such nibbles, and four activation codes repeated.
 inline Bits load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Bits low_nibbles(Bits w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 inline Bits high_nibbles(Bits w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
+inline void look_up(const uint8_t* table, const uint8_t* line, uint8_t* low, uint8_t* high) {
+  const Bits entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const Bits w = load_codes(line);
+  _mm512_storeu_si512(low, _mm512_shuffle_epi8(entries, low_nibbles(w)));
+  _mm512_storeu_si512(high, _mm512_shuffle_epi8(entries, high_nibbles(w)));
+}
 inline Bits repeat_codes(const int8_t* q) {
   int32_t four;
   __builtin_memcpy(&four, q, sizeof four);

@@ -7,11 +7,13 @@
 
 #include "kernels/half.h"
 #include "kernels/kernels.h"
+#include "kernels/stage.h"
 
 namespace cpuinfer {
 namespace {
 
 constexpr int kPartLanes = kLanes;
+constexpr int kParts = kLanes / kPartLanes;
 constexpr int kIntegerRows = 1;  // no registers to fill: one row at a time
 constexpr int kFloatRows = 1;
 
@@ -84,6 +86,15 @@ inline Bits plus(const Bits& a, const Bits& b) {
 inline Bits minus(const Bits& a, const Bits& b) {
   return each<Bits>([&](int i) { return a.lane[i] - b.lane[i]; });
 }
+inline Bits times(const Bits& a, const Bits& b) {
+  return each<Bits>([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline Bits times_256(const Bits& a) {
+  return each<Bits>([&](int i) { return a.lane[i] << 8; });
+}
+inline Bits widen_bytes(const uint8_t* p) {
+  return each<Bits>([&](int i) { return uint32_t{p[i]}; });
+}
 inline Bits both(const Bits& a, const Bits& b) {
   return each<Bits>([&](int i) { return a.lane[i] & b.lane[i]; });
 }
@@ -106,6 +117,14 @@ inline Part to_float(const Bits& a) {
 inline void store_bits(int32_t* p, const Bits& a) { std::memcpy(p, &a, sizeof a); }
 inline void store_codes(int8_t* p, const Bits& a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.lane[i]);
+}
+
+// The table entries of a line of 64 pairs of nibbles.
+inline void look_up(const uint8_t* table, const uint8_t* line, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < 64; ++i) {
+    low[i] = table[line[i] & 15];
+    high[i] = table[line[i] >> 4];
+  }
 }
 
 }  // namespace

@@ -2,70 +2,12 @@
 #include "plan/plan.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdio>
 
 #include "core/error.h"
 #include "core/rounding.h"
+#include "plan/arena_layout.h"
 
 namespace cpuinfer {
-namespace {
-
-constexpr int64_t kFloatsPerLine = static_cast<int64_t>(kCacheLine / sizeof(float));
-
-// Hands out ranges of the arena; a range given back is used again (first fit).
-class ArenaLayout {
- public:
-  int64_t take(int64_t floats) {
-    floats = round_up(std::max<int64_t>(floats, 1), kFloatsPerLine);
-    for (auto it = free_.begin(); it != free_.end(); ++it) {
-      if (it->floats < floats) continue;
-      const int64_t offset = it->offset;
-      it->offset += floats;
-      it->floats -= floats;
-      if (it->floats == 0) free_.erase(it);
-      return offset;
-    }
-    const int64_t offset = end_;
-    end_ += floats;
-    return offset;
-  }
-  void give_back(int64_t offset, int64_t floats) {
-    floats = round_up(std::max<int64_t>(floats, 1), kFloatsPerLine);
-    auto it = std::find_if(free_.begin(), free_.end(), [&](const Range& r) { return r.offset > offset; });
-    it = free_.insert(it, {offset, floats});
-    if (it + 1 != free_.end() && it->offset + it->floats == (it + 1)->offset) {
-      it->floats += (it + 1)->floats;
-      free_.erase(it + 1);
-    }
-    if (it != free_.begin() && (it - 1)->offset + (it - 1)->floats == it->offset) {
-      (it - 1)->floats += it->floats;
-      free_.erase(it);
-    }
-  }
-  int64_t end() const { return end_; }
-
- private:
-  struct Range {
-    int64_t offset, floats;
-  };
-  std::vector<Range> free_;
-  int64_t end_ = 0;
-};
-
-const char* kind_name(OpKind kind) {
-  switch (kind) {
-    case OpKind::kEmbed: return "embed";
-    case OpKind::kLinears: return "linears";
-    case OpKind::kGlu: return "glu";
-    case OpKind::kAttention: return "attention";
-  }
-  return "?";
-}
-
-}  // namespace
-
 Plan::Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, const PlanLimits& limits)
     : program_(program), kernels_(kernels), team_(team), limits_(limits) {
   check();
@@ -79,48 +21,83 @@ void Plan::check() {
       ops.back().residual != kNoValue) {
     throw Error(Fault::kUnsupportedModel, "the last op must be the output head: one linear without residual");
   }
-  for (const Op& op : ops) {
-    if (op.kind == OpKind::kLinears || op.kind == OpKind::kGlu) {
-      widest_ = std::max(widest_, op.weights[0]->view().k);
+  for (const Op& op : ops) check_op(op);
+  if (cache_.layers == 0) throw Error(Fault::kUnsupportedModel, "a model without attention");
+}
+
+void Plan::check_op(const Op& op) {
+  for (const auto& weight : op.weights) widest_ = std::max(widest_, weight->view().k);
+  const auto refuse = [&](const std::string& what) { throw Error(Fault::kUnsupportedModel, op.name + ": " + what); };
+  if (op.kind == OpKind::kEmbed && op.weights.size() > 1) {
+    const int64_t positions = op.weights[1]->view().n - op.position_offset;
+    if (limits_.context > positions) {
+      refuse("positions for a context of " + std::to_string(positions) + ", not of " + std::to_string(limits_.context));
     }
-    if (op.kind != OpKind::kAttention) continue;
+  }
+  if (op.kind == OpKind::kExperts) {
+    const int64_t assigned = limits_.rows * op.experts.used;
+    most_experts_ = std::max(most_experts_, op.experts.count);
+    most_assigned_ = std::max(most_assigned_, assigned);
+    inner_floats_ = std::max(inner_floats_, assigned * op.weights[3]->view().k);
+    mixed_floats_ = std::max(mixed_floats_, assigned * op.weights[0]->view().k);
+  }
+  if (op.kind == OpKind::kAttention) {
     const AttentionShape& shape = op.attention;
     if (cache_.layers > 0 && (shape.heads != attention_.heads || shape.kv_heads != attention_.kv_heads ||
                               shape.head_dim != attention_.head_dim)) {
-      throw Error(Fault::kUnsupportedModel, op.name + ": its heads differ from those of the layers before");
+      refuse("its heads differ from those of the layers before");
     }
     attention_ = shape;
     cache_ = {std::max<int64_t>(cache_.layers, shape.layer + 1), shape.kv_heads, shape.head_dim};
   }
-  if (cache_.layers == 0) throw Error(Fault::kUnsupportedModel, "a model without attention");
 }
 
 void Plan::lay_out_arena() {
+  ArenaLayout layout;
+  // First what lives for the whole step, then the values, which share what others no longer need.
+  const int64_t rows = limits_.rows;
+  logits_ = layout.take(kHeadRows * logits_stride());
+  for (const Rope& rope : program_.ropes()) {
+    const auto pairs = static_cast<int64_t>(rope.inverse_frequency.size());
+    const int64_t cosine = layout.take(rows * pairs);
+    ropes_.push_back({cosine, layout.take(rows * pairs)});
+  }
+  const auto code_floats = [](int64_t codes) { return ceil_div(codes, int64_t{sizeof(float)}); };
+  normed_ = layout.take(rows * round_up(widest_, kLanes));
+  codes_ = layout.take(code_floats(rows * widest_));
+  scale_ = layout.take(rows * ceil_div(widest_, kGroup));
+  sum_ = layout.take(rows * ceil_div(widest_, kHalf));
+  chosen_ = layout.take(most_assigned_);
+  shares_ = layout.take(most_assigned_);
+  inner_ = layout.take(inner_floats_);
+  mixed_ = layout.take(mixed_floats_);
+  for (int worker = 0; worker < team_.size(); ++worker) {
+    Scratch& scratch = scratch_.emplace_back();
+    scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
+    scratch.unordered = layout.take(widest_);
+    scratch.tile = layout.take(kTileRows * kPanelsPerItem * kLanes);
+    scratch.scores = layout.take(kTileRows * round_up(limits_.context, kLanes));
+    scratch.codes = layout.take(code_floats(kTileRows * widest_));
+    scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
+    scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
+    scratch.router = layout.take(kTileRows * round_up(most_experts_, kLanes));
+    scratch.order = layout.take(3 * most_assigned_ + 1);
+  }
+  lay_out_values(layout);
+  arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
+  tickets_ = std::vector<Ticket>(program_.ops().size() * kPhases);
+  blocks_.reserve(static_cast<std::size_t>(rows));
+}
+
+// Places every value; one is given back after the op that reads it last.
+void Plan::lay_out_values(ArenaLayout& layout) {
   const std::vector<Op>& ops = program_.ops();
-  std::vector<std::size_t> last_use(program_.values().size(), 0);
+  std::vector<std::size_t> last_use(program_.widths().size(), 0);
   for (std::size_t i = 0; i < ops.size(); ++i) {
     for (const ValueId id : ops[i].inputs) last_use[static_cast<std::size_t>(id)] = i;
     if (ops[i].residual != kNoValue) last_use[static_cast<std::size_t>(ops[i].residual)] = i;
   }
-  ArenaLayout layout;
-  // First what lives for the whole step, then the values, which share what others no longer need.
-  const int64_t rows = limits_.rows;
-  const int64_t pairs = static_cast<int64_t>(program_.rope().inverse_frequency.size());
-  logits_ = layout.take(kHeadRows * logits_stride());
-  cosine_ = layout.take(rows * pairs);
-  sine_ = layout.take(rows * pairs);
-  normed_ = layout.take(rows * round_up(widest_, kLanes));
-  codes_ = layout.take(rows * widest_ / static_cast<int64_t>(sizeof(float)) + kFloatsPerLine);
-  scale_ = layout.take(rows * widest_ / kGroup + kFloatsPerLine);
-  sum_ = layout.take(rows * widest_ / kGroup + kFloatsPerLine);
-  for (int worker = 0; worker < team_.size(); ++worker) {
-    scratch_.push_back(
-        {layout.take(kTileRows * round_up(widest_, kLanes)), layout.take(kTileRows * kPanelsPerItem * kLanes),
-         layout.take(kTileRows * round_up(limits_.context, kLanes)),
-         layout.take(widest_ / static_cast<int64_t>(sizeof(float)) + kFloatsPerLine),
-         layout.take(widest_ / kGroup + kFloatsPerLine), layout.take(widest_ / kGroup + kFloatsPerLine)});
-  }
-  offsets_.resize(program_.values().size());
+  offsets_.resize(last_use.size());
   const auto floats = [&](ValueId id) { return limits_.rows * padded_width(id); };
   for (std::size_t i = 0; i + 1 < ops.size(); ++i) {
     for (const ValueId id : ops[i].outputs) offsets_[static_cast<std::size_t>(id)] = layout.take(floats(id));
@@ -129,14 +106,10 @@ void Plan::lay_out_arena() {
       if (ends_here) layout.give_back(offsets_[id], floats(static_cast<ValueId>(id)));
     }
   }
-  arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
-  tickets_ = std::vector<Ticket>(ops.size() * 2);
-  seconds_.resize(ops.size());
-  blocks_.reserve(static_cast<std::size_t>(rows));
 }
 
 int64_t Plan::padded_width(ValueId id) const noexcept {
-  return round_up(program_.values()[static_cast<std::size_t>(id)].width, kLanes);
+  return round_up(program_.widths()[static_cast<std::size_t>(id)], kLanes);
 }
 
 int64_t Plan::vocabulary() const noexcept { return program_.ops().back().weights[0]->view().n; }
@@ -147,7 +120,8 @@ int64_t Plan::weight_bytes() const noexcept {
   int64_t bytes = 0;
   std::vector<const PackedMatrix*> seen;
   for (const Op& op : program_.ops()) {
-    bytes += static_cast<int64_t>(op.norm.weight.size() * sizeof(float));
+    bytes += static_cast<int64_t>((op.norm.weight.size() + op.norm.bias.size()) * sizeof(float));
+    for (const auto& bias : op.biases) bytes += static_cast<int64_t>(bias.size() * sizeof(float));
     for (const auto& weight : op.weights) {
       if (std::find(seen.begin(), seen.end(), weight.get()) != seen.end()) continue;  // a tied head
       seen.push_back(weight.get());
@@ -179,13 +153,11 @@ bool Plan::run(int worker) noexcept {
   rotate_tables(worker);
   const std::size_t body = program_.ops().size() - 1;
   for (std::size_t i = 0; i < body; ++i) {
-    const auto start = std::chrono::steady_clock::now();
     if (worker == 0 && step_.cancelled != nullptr && step_.cancelled(step_.cancel_context)) {
       stop_after_.store(i, std::memory_order_relaxed);
     }
     run_op(i, worker);
     team_.barrier();
-    if (worker == 0) seconds_[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (stop_after_.load(std::memory_order_relaxed) <= i) return false;
   }
   return true;
@@ -193,36 +165,12 @@ bool Plan::run(int worker) noexcept {
 
 void Plan::run_head(const int32_t* rows, int64_t count, int worker) noexcept {
   const std::size_t index = program_.ops().size() - 1;
-  const auto start = std::chrono::steady_clock::now();
-  run_linear_op(program_.ops()[index], index, rows, count, at(logits_), worker);
+  run_linears(program_.ops()[index], index, rows, count, at(logits_), worker);
   team_.barrier();
-  if (worker == 0) {
-    for (std::size_t phase = 0; phase < 2; ++phase) {
-      tickets_[index * 2 + phase].value.store(0, std::memory_order_relaxed);
-    }
-    seconds_[index] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (std::size_t phase = 0; worker == 0 && phase < kPhases; ++phase) {
+    tickets_[index * kPhases + phase].value.store(0, std::memory_order_relaxed);
   }
   team_.barrier();
-}
-
-std::string Plan::dump() const {
-  std::string text;
-  for (std::size_t i = 0; i < program_.ops().size(); ++i) {
-    const Op& op = program_.ops()[i];
-    int64_t bytes = 0;
-    std::string shapes;
-    for (const auto& weight : op.weights) {
-      const Weights& w = weight->view();
-      shapes +=
-          " " + std::string(encoding_name(w.encoding)) + "[" + std::to_string(w.n) + "," + std::to_string(w.k) + "]";
-      bytes += weight->bytes();
-    }
-    char line[160];
-    std::snprintf(line, sizeof line, "%-36s %-9s %12lld bytes %10.1f us", op.name.c_str(), kind_name(op.kind),
-                  static_cast<long long>(bytes), seconds_[i] * 1e6);
-    text += line + shapes + "\n";
-  }
-  return text;
 }
 
 }  // namespace cpuinfer

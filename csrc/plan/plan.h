@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "core/buffer.h"
@@ -15,6 +14,8 @@
 #include "plan/step.h"
 
 namespace cpuinfer {
+
+class ArenaLayout;
 
 struct PlanLimits {
   int64_t rows = 512;        // most rows in a step
@@ -48,8 +49,6 @@ class Plan {
   const Program& program() const noexcept { return program_; }
   CacheShape cache_shape() const noexcept { return cache_; }
   int64_t weight_bytes() const noexcept;
-  // One line per op: name, kind, shapes, encodings, bytes of weights, microseconds in the last step.
-  std::string dump() const;
 
  private:
   // An op's input as its kernels read it: quantised tiles of kTileRows rows, and floats for float weights.
@@ -62,22 +61,65 @@ class Plan {
   };
   struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
     int64_t normed;             // [kTileRows][widest input]
+    int64_t unordered;          // [widest input]: a row before its inputs are put into another order
     int64_t tile;               // [kTileRows][kPanelsPerItem * 16]: the gate of glu
     int64_t scores;             // [kTileRows][context]
-    int64_t codes, scale, sum;  // one quantised row
+    int64_t codes, scale, sum;  // a quantised tile
+    int64_t router;             // [kTileRows][experts]
+    int64_t order;              // int32 [3][rows * used experts], and one more: see Assignments
+  };
+  struct Cut {  // of a linear op: chunks of panels times blocks of rows
+    int64_t chunk, row_blocks;
+    bool few;  // rows: each worker has one contiguous run of panels
+  };
+  struct Item {  // one of them
+    std::size_t weight;
+    int64_t begin, end;  // panels
+    int64_t row, row_end;
+  };
+  struct ExpertTile {  // rows of one expert, neighbours in the order of assignments
+    int64_t expert, first, count;
+  };
+  struct Assignments {      // of rows to experts
+    const int32_t* order;   // those of the same expert together
+    const int32_t* place;   // of each in that order
+    const int32_t* starts;  // of each tile in that order, and the end of the last
+    int64_t tiles;
   };
   static constexpr int64_t kPanelsPerItem = 8;
+  static constexpr int64_t kRowBlock =
+      8 * kTileRows;                         // rows of an item: what a chunk's panels, once read, are used for
+  static constexpr std::size_t kPhases = 3;  // of an op that hand out tickets
 
   void check();
+  void check_op(const Op& op);
   void lay_out_arena();
+  void lay_out_values(ArenaLayout& layout);
   void run_op(std::size_t index, int worker) noexcept;
   void run_embed(const Op& op, int worker) noexcept;
-  void run_linear_op(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, float* head_out,
-                     int worker) noexcept;
+  void run_normalize(const Op& op, int worker) noexcept;
+  void run_gated(const Op& op, int worker) noexcept;
+  void add_residual(const Op& op, int64_t row, int64_t begin, int64_t count, float* y) noexcept;
+  void normalize(const Norm& norm, const float* x, int64_t width, float* y) noexcept;
+
+  void run_linears(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, float* head_out,
+                   int worker) noexcept;
+  void run_glu(const Op& op, std::size_t index, int worker) noexcept;
   Input read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, int worker) noexcept;
-  void read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, int64_t code_offset,
-                 float* normed, int64_t normed_stride) noexcept;
+  Input own_input(const Op& op, int worker) noexcept;
+  void read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, float* floats,
+                 int worker) noexcept;
+  void read_row(const Op& op, const float* x, float* out, int worker) noexcept;
   QuantizedRows quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept;
+  Cut cut(const Op& op, int64_t rows) const noexcept;
+  bool next_item(const Op& op, std::size_t index, const Cut& cut, int64_t rows, int64_t& turn, Item& item) noexcept;
+  void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
+                float* y, int64_t ldy) const noexcept;
+
+  void run_experts(const Op& op, std::size_t index, int worker) noexcept;
+  void route(const Op& op, int64_t row, int rows, int worker) noexcept;
+  Assignments sort_assignments(const Op& op, int worker) noexcept;
+
   void run_attention(const Op& op, std::size_t index, int worker) noexcept;
   void store_keys_and_values(const Op& op, int64_t row, int64_t position, uint16_t* const* pages) noexcept;
   void attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,
@@ -86,8 +128,10 @@ class Plan {
 
   float* at(int64_t offset) noexcept { return arena_.as<float>() + offset; }
   float* mutable_value(ValueId id) noexcept { return at(offsets_[static_cast<std::size_t>(id)]); }
-  int64_t claim(std::size_t index, int phase) noexcept {
-    return tickets_[index * 2 + static_cast<std::size_t>(phase)].value.fetch_add(1, std::memory_order_relaxed);
+  float* row_of(ValueId id, int64_t row) noexcept { return mutable_value(id) + row * padded_width(id); }
+  Scratch& own(int worker) noexcept { return scratch_[static_cast<std::size_t>(worker)]; }
+  int64_t claim(std::size_t index, std::size_t phase) noexcept {
+    return tickets_[index * kPhases + phase].value.fetch_add(1, std::memory_order_relaxed);
   }
 
   struct alignas(kCacheLine) Ticket {
@@ -97,6 +141,9 @@ class Plan {
     int64_t row, rows, position;
     uint16_t* const* pages;
   };
+  struct RopeTables {  // offsets of fp32 [rows][pairs]
+    int64_t cosine, sine;
+  };
 
   const Program& program_;
   const KernelSet& kernels_;
@@ -104,14 +151,17 @@ class Plan {
   PlanLimits limits_;
   CacheShape cache_;
   AttentionShape attention_;
-  int64_t widest_ = 0;  // inputs of any linear
+  int64_t widest_ = 0;                                                                  // inputs of any linear
+  int64_t most_experts_ = 0, most_assigned_ = 0, inner_floats_ = 0, mixed_floats_ = 0;  // of any mixture
 
   Buffer arena_;
   std::vector<int64_t> offsets_;  // of each value, in floats
-  int64_t logits_ = 0, cosine_ = 0, sine_ = 0, codes_ = 0, scale_ = 0, sum_ = 0, normed_ = 0;
+  int64_t logits_ = 0, codes_ = 0, scale_ = 0, sum_ = 0, normed_ = 0;
+  // Of mixtures: experts and shares of each row [rows][used]; each assignment's inner values and output.
+  int64_t chosen_ = 0, shares_ = 0, inner_ = 0, mixed_ = 0;
+  std::vector<RopeTables> ropes_;
   std::vector<Scratch> scratch_;
   std::vector<Ticket> tickets_;
-  std::vector<double> seconds_;  // of each op in the last step, by worker 0
 
   Step step_;
   std::vector<RowBlock> blocks_;

@@ -13,19 +13,24 @@ namespace cpuinfer {
 using ValueId = int32_t;
 constexpr ValueId kNoValue = -1;
 
-// Every value is fp32 [rows in this step][width].
-struct ValueShape {
-  int64_t width;
-  std::string name;
-};
+enum class NormKind : uint8_t { kNone, kRms, kLayer };
 
-// How an op reads its input: y = x / rms(x) * weight; an empty weight reads x as it is.
+// How an op reads its input; see KernelSet::rms_norm and layer_norm.
 struct Norm {
-  std::vector<float> weight;  // fp32 [width of the input]
+  NormKind kind = NormKind::kNone;
+  std::vector<float> weight;  // fp32 [width of the input, or of one of its groups]
+  std::vector<float> bias;    // the same, or empty
   float eps = 0;
 };
 
-enum class OpKind : uint8_t { kEmbed, kLinears, kGlu, kAttention };
+// Rotary positions: pair i of a head turns by position * inverse_frequency[i]; cosines and sines times magnitude.
+struct Rope {
+  std::vector<double> inverse_frequency;  // [pairs]
+  bool interleaved = false;               // pairs are (2 i, 2 i + 1), else (i, i + pairs)
+  double magnitude = 1;
+};
+
+enum class OpKind : uint8_t { kEmbed, kNormalize, kLinears, kGlu, kExperts, kGated, kAttention };
 
 struct AttentionShape {
   int32_t layer = 0;  // which part of the cache
@@ -33,50 +38,65 @@ struct AttentionShape {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   float scale = 1;
+  int32_t rope = -1;               // which of the program's; -1: positions are not rotated
+  int64_t window = 0;              // positions a query sees, itself included; 0: all before it
+  float softcap = 0;               // 0 for none
+  std::vector<float> slopes = {};  // one a head, or empty
 };
 
-// Rotary positions: pair i of a head turns by position * inverse_frequency[i].
-struct Rope {
-  std::vector<double> inverse_frequency;  // [pairs]; empty: positions are not rotated
-  bool interleaved = false;               // pairs are (2 i, 2 i + 1), else (i, i + pairs)
+struct ExpertsShape {
+  int64_t count = 0;
+  int64_t used = 0;
+  bool renormalise = false;
 };
 
 struct Op {
   OpKind kind;
   std::string name;
-  std::vector<ValueId> inputs;                               // embed: none; linears, glu: x; attention: q, k, v
-  std::vector<ValueId> outputs;                              // linears: one a weight; others: one
-  std::vector<std::shared_ptr<const PackedMatrix>> weights;  // glu: gate, up
-  Norm norm;
-  ValueId residual = kNoValue;  // added to the one output of linears
-  AttentionShape attention;
+  std::vector<ValueId> inputs;   // embed: none; gated: x, gate; attention: q, k, v; others: x
+  std::vector<ValueId> outputs;  // linears: one a weight; others: one
+  // embed: table, or table and positions; glu: gate, up; experts: router, gate, up, down
+  std::vector<std::shared_ptr<const PackedMatrix>> weights = {};
+  Norm norm = {};
+  ValueId residual = kNoValue;                  // added to the one output; not of embed, glu and attention
+  std::vector<std::vector<float>> biases = {};  // linears: one a weight, empty for none
+  std::vector<int32_t> input_order = {};        // linears, glu: input i of the weights is input_order[i] of x; or empty
+  Activation activation = Activation::kNone;    // linears, glu, experts
+  float softcap = 0;                            // linears
+  float scale = 1;                              // embed
+  int64_t position_offset = 0;                  // embed
+  int64_t groups = 1;                           // normalize
+  AttentionShape attention = {};
+  ExpertsShape experts = {};
 };
 
-// The weights, ops and values of a model.  Each add_ function throws Error(kUnsupportedModel) naming the op when shapes
-// do not fit, so a Program that exists can run.
+// The weights, ops and values of a model.  Adding an op throws Error(kUnsupportedModel) naming it when shapes do not
+// fit, so a Program that exists can run.
 class Program {
  public:
-  explicit Program(Rope rope) : rope_(std::move(rope)) {}
+  // Ropes that attention names by their number.
+  explicit Program(std::vector<Rope> ropes);
 
-  ValueId add_embed(const std::string& name, std::shared_ptr<const PackedMatrix> table);
-  std::vector<ValueId> add_linears(const std::string& name, ValueId x, Norm norm,
-                                   std::vector<std::shared_ptr<const PackedMatrix>> weights, ValueId residual);
-  ValueId add_glu(const std::string& name, ValueId x, Norm norm, std::shared_ptr<const PackedMatrix> gate,
-                  std::shared_ptr<const PackedMatrix> up);
-  ValueId add_attention(const std::string& name, ValueId q, ValueId k, ValueId v, const AttentionShape& shape);
+  // Takes an op whose outputs are yet to be made, checks it and returns them.
+  std::vector<ValueId> add(Op op);
 
   const std::vector<Op>& ops() const noexcept { return ops_; }
-  const std::vector<ValueShape>& values() const noexcept { return values_; }
-  const Rope& rope() const noexcept { return rope_; }
+  const std::vector<int64_t>& widths() const noexcept { return widths_; }  // every value is fp32 [rows][width]
+  const std::vector<Rope>& ropes() const noexcept { return ropes_; }
 
  private:
-  ValueId new_value(int64_t width, const std::string& name);
   int64_t width_of(ValueId id, const std::string& op) const;
-  void check_norm(const Norm& norm, int64_t width, const std::string& op) const;
+  std::vector<int64_t> check(const Op& op) const;  // returns the widths of its outputs
+  std::vector<int64_t> check_embed(const Op& op) const;
+  std::vector<int64_t> check_linears(const Op& op) const;
+  std::vector<int64_t> check_glu(const Op& op) const;
+  std::vector<int64_t> check_experts(const Op& op) const;
+  std::vector<int64_t> check_attention(const Op& op) const;
+  void check_input_order(const Op& op, int64_t width) const;
 
-  Rope rope_;
+  std::vector<Rope> ropes_;
   std::vector<Op> ops_;
-  std::vector<ValueShape> values_;
+  std::vector<int64_t> widths_;
 };
 
 }  // namespace cpuinfer

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.formats.canonical import Layout
+from cpuinfer.formats.canonical import BlockLayout, Layout
+from cpuinfer.ops import Activation
 from cpuinfer.request import Want
 
 # Files
@@ -35,14 +36,21 @@ def select_kernels(name: str | None = None) -> str: ...
 class BufferPool:
     def __init__(self, bytes: int) -> None: ...
 
+def block_size(layout: BlockLayout) -> tuple[int, int]: ...
+def read_blocks(layout: BlockLayout, raw: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.float32]: ...
+
 class PackedMatrix:
     def __init__(
         self,
         encoding: Layout,
         n: int,
         k: int,
+        *,
         zero: int = 0,
         has_bias: bool = False,
+        has_zeros: bool = False,
+        group: int = 32,
+        table: Sequence[float] | npt.NDArray[np.float32] | None = None,
         pool: BufferPool | None = None,
     ) -> None: ...
     def set_integer_rows(
@@ -51,7 +59,9 @@ class PackedMatrix:
         codes: npt.NDArray[np.uint8],
         scale: npt.NDArray[np.float16],
         bias: npt.NDArray[np.float16] | None = None,
+        zeros: npt.NDArray[np.uint8] | None = None,
     ) -> None: ...
+    def set_block_rows(self, row: int, blocks: npt.NDArray[np.uint8]) -> None: ...
     def set_float_rows(self, row: int, values: npt.NDArray[Any]) -> None: ...
     def read_row(self, row: int) -> npt.NDArray[np.float32]: ...
     @property
@@ -64,6 +74,10 @@ class PackedMatrix:
     def zero(self) -> int: ...
     @property
     def has_bias(self) -> bool: ...
+    @property
+    def has_zeros(self) -> bool: ...
+    @property
+    def group(self) -> int: ...
     @property
     def bytes(self) -> int: ...
 
@@ -98,29 +112,74 @@ def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]: ...
 
 # Running
 
+_Norm = tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32] | None, float] | None
+
 class Program:
-    def __init__(self, *, inverse_frequency: Sequence[float], interleaved: bool) -> None: ...
-    def embed(self, name: str, table: PackedMatrix) -> int: ...
+    def __init__(self, ropes: Sequence[tuple[npt.NDArray[np.float64], bool, float]]) -> None: ...
+    def embed(
+        self,
+        name: str,
+        table: PackedMatrix,
+        *,
+        scale: float = 1.0,
+        positions: PackedMatrix | None = None,
+        position_offset: int = 0,
+    ) -> int: ...
+    def normalize(self, name: str, x: int, norm: _Norm, *, groups: int = 1, residual: int | None = None) -> int: ...
     def linears(
         self,
         name: str,
         x: int,
-        norm: npt.NDArray[np.float32] | None,
-        eps: float,
+        norm: _Norm,
         weights: Sequence[PackedMatrix],
-        residual: int | None,
+        *,
+        biases: Sequence[npt.NDArray[np.float32] | None],
+        act: Activation | None = None,
+        softcap: float = 0.0,
+        residual: int | None = None,
+        input_order: Sequence[int] = (),
     ) -> list[int]: ...
     def glu(
         self,
         name: str,
         x: int,
-        norm: npt.NDArray[np.float32] | None,
-        eps: float,
+        norm: _Norm,
         gate: PackedMatrix,
         up: PackedMatrix,
+        *,
+        act: Activation,
+        input_order: Sequence[int] = (),
     ) -> int: ...
+    def experts(
+        self,
+        name: str,
+        x: int,
+        norm: _Norm,
+        weights: Sequence[PackedMatrix],
+        *,
+        count: int,
+        used: int,
+        renormalise: bool,
+        act: Activation,
+        residual: int | None = None,
+    ) -> int: ...
+    def gated(self, name: str, x: int, gate: int, *, residual: int | None = None) -> int: ...
     def attention(
-        self, name: str, q: int, k: int, v: int, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+        self,
+        name: str,
+        q: int,
+        k: int,
+        v: int,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        rope: int = -1,
+        window: int = 0,
+        softcap: float = 0.0,
+        slopes: Sequence[float] = (),
     ) -> int: ...
 
 class Session:
@@ -141,7 +200,6 @@ class Session:
     def step(self, feeds: Sequence[tuple[int, Sequence[int], Want, Sequence[int] | None]]) -> list[Any]: ...
     def cancel(self) -> None: ...
     def value(self, id: int, rows: int) -> npt.NDArray[np.float32]: ...
-    def dump(self) -> str: ...
     @property
     def vocabulary(self) -> int: ...
     @property

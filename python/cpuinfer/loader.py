@@ -18,8 +18,9 @@ from cpuinfer.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
-from cpuinfer.formats.canonical import GROUP, FloatRows, to_float
-from cpuinfer.graph import Attention, Embed, Glu, Graph, Linears, Norm, Value
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Value
+from cpuinfer.program import write_program
 
 if TYPE_CHECKING:
     from cpuinfer import _core
@@ -55,7 +56,7 @@ class Blueprint:
         """A tensor as exact float64, for the reference interpreter."""
         info = self.tensor(name)
         raw = self.checkpoint.read_rows(info.name, 0, info.rows)
-        return to_float(formats.find(info.encoding).decode(raw, info.shape[-1]), np.float64).reshape(info.shape)
+        return formats.find(info.encoding).decode(raw, info.shape[-1]).to_float(np.float64).reshape(info.shape)
 
 
 def open_model(path: str | Path) -> Blueprint:
@@ -100,12 +101,12 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
         if len(info.shape) == 1:
             vectors[name] = _finite(blueprint, name)
             continue
-        matrices[name] = _new_matrix(info, pool)
+        matrices[name] = formats.find(info.encoding).new_matrix(info.shape[0], info.shape[1], pool)
         tasks.extend(_packing_tasks(blueprint.checkpoint, info, matrices[name]))
     with ThreadPoolExecutor(threads) as executor:
         for _ in executor.map(lambda task: task(), tasks):
             pass
-    return _write_program(blueprint, matrices, vectors)
+    return write_program(blueprint.graph.ops, matrices, vectors)
 
 
 def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
@@ -115,67 +116,15 @@ def _finite(blueprint: Blueprint, name: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def _new_matrix(info: TensorInfo, pool: _core.BufferPool) -> _core.PackedMatrix:
-    from cpuinfer import _core
-
-    form = formats.find(info.encoding)
-    rows, columns = info.shape
-    return _core.PackedMatrix(form.layout, rows, columns, zero=form.zero, has_bias=form.has_bias, pool=pool)
-
-
 def _packing_tasks(checkpoint: Checkpoint, info: TensorInfo, matrix: _core.PackedMatrix) -> list[Callable[[], None]]:
     form = formats.find(info.encoding)
     rows, columns = info.shape
     chunk = max(PANEL, CHUNK_BYTES // info.row_bytes // PANEL * PANEL)
 
     def pack(begin: int) -> None:
-        decoded = form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns)
-        if isinstance(decoded, FloatRows):
-            matrix.set_float_rows(begin, decoded.values)
-        else:
-            matrix.set_integer_rows(begin, decoded.codes, decoded.scale, decoded.bias)
+        form.decode(checkpoint.read_rows(info.name, begin, min(begin + chunk, rows)), columns).pack(matrix, begin)
 
     return [lambda begin=begin: pack(begin) for begin in range(0, rows, chunk)]  # type: ignore[misc]
-
-
-def _write_program(
-    blueprint: Blueprint,
-    matrices: dict[str, _core.PackedMatrix],
-    vectors: dict[str, npt.NDArray[np.float32]],
-) -> _core.Program:
-    from cpuinfer import _core
-
-    graph = blueprint.graph
-    ropes = {op.rope for op in graph.ops if isinstance(op, Attention)}
-    if len(ropes) != 1:
-        raise UnsupportedModel(f"{blueprint.config.model_type}: layers differ in their rotary positions")
-    rope = next(iter(ropes))
-    program = _core.Program(
-        inverse_frequency=rope.inverse_frequencies() if rope else [],
-        interleaved=rope is not None and rope.layout == "interleaved",
-    )
-    ids: dict[Value, int] = {}
-
-    def native(norm: Norm | None) -> tuple[npt.NDArray[np.float32] | None, float]:
-        return (vectors[norm.weight], norm.eps) if norm else (None, 0.0)
-
-    for op in graph.ops:
-        match op:
-            case Embed():
-                ids[op.out] = program.embed(op.name, matrices[op.table])
-            case Linears():
-                residual = None if op.residual is None else ids[op.residual]
-                outs = program.linears(
-                    op.name, ids[op.x], *native(op.norm), [matrices[name] for name in op.weights], residual
-                )
-                ids.update(zip(op.outs, outs, strict=True))
-            case Glu():
-                ids[op.out] = program.glu(op.name, ids[op.x], *native(op.norm), matrices[op.gate], matrices[op.up])
-            case Attention():
-                ids[op.out] = program.attention(
-                    op.name, ids[op.q], ids[op.k], ids[op.v], op.layer, op.heads, op.kv_heads, op.head_dim, op.scale
-                )
-    return program
 
 
 def page_bytes(config: Config) -> int:
@@ -194,9 +143,7 @@ def packed_bytes(info: TensorInfo) -> int:
     if len(info.shape) == 1:
         return info.shape[0] * 4
     form = formats.find(info.encoding)
-    rows, columns = -(-info.shape[0] // PANEL) * PANEL, info.shape[1]
-    scales = 0 if form.is_float else rows * (columns // GROUP) * (4 if form.has_bias else 2)
-    return rows * columns * form.bits // 8 + scales
+    return -(-info.shape[0] // PANEL) * PANEL * info.shape[1] // form.inputs * form.bytes
 
 
 def describe(path: str | Path, context: int | None = None) -> Description:

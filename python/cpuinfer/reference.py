@@ -9,20 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.config import Rope
-from cpuinfer.graph import (
-    Activation,
-    Attention,
-    Embed,
-    Experts,
-    Gated,
-    Glu,
-    Graph,
-    Linears,
-    Norm,
-    Normalize,
-    Op,
-    Value,
-)
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Activation, Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
 
 Array = npt.NDArray[np.float64]
 GROUP = 32
@@ -136,10 +124,8 @@ class Reference:
 
     def _experts(self, op: Experts, x: Array) -> Array:
         chosen, share = route(self._affine(x, op.router), op.used, renormalise=op.renormalise)
-        gate, up, down = (
-            self._array(name).reshape(op.experts, -1, width)
-            for name, width in ((op.gate, x.shape[1]), (op.up, x.shape[1]), (op.down, -1))
-        )
+        stacked = (self._array(name) for name in (op.gate, op.up, op.down))
+        gate, up, down = (w.reshape(op.experts, len(w) // op.experts, -1) for w in stacked)
         out = np.zeros_like(x)
         for expert in range(op.experts):
             rows, slot = np.nonzero(chosen == expert)

@@ -47,8 +47,13 @@ struct Cache {
 };
 
 // [rows][head_dim] of attention over the cache; queries, outputs and scores end at guard pages.
+// `bends` has a window, a soft cap and a slope, 0 for none.
+struct Bends {
+  int64_t window = 0;
+  float softcap = 0, slope = 0;
+};
 std::vector<float> attend(const KernelSet& set, const Cache& cache, const std::vector<float>& q,
-                          const std::vector<int64_t>& limits, float scale) {
+                          const std::vector<int64_t>& limits, float scale, const Bends& bends = {}) {
   const int64_t dim = cache.head_dim;
   const auto rows = static_cast<int>(limits.size());
   const Guarded<float> queries(q);
@@ -57,8 +62,20 @@ std::vector<float> attend(const KernelSet& set, const Cache& cache, const std::v
   const int64_t stride = round_up(*std::max_element(limits.begin(), limits.end()));
   Guarded<float> scores(static_cast<std::size_t>(rows * stride));
   std::fill(scores.begin(), scores.end(), poison());
-  Attend a{rows, {}, {}, {}, cache.pages.data(), cache.k_offset, cache.v_offset, dim, scale, scores.data(), stride};
+  Attend a{};
+  a.rows = rows;
+  a.pages = cache.pages.data();
+  a.k_offset = cache.k_offset;
+  a.v_offset = cache.v_offset;
+  a.head_dim = dim;
+  a.scale = scale;
+  a.softcap = bends.softcap;
+  a.scores = scores.data();
+  a.scores_stride = stride;
   for (int r = 0; r < rows; ++r) {
+    const int64_t limit = limits[static_cast<std::size_t>(r)];
+    a.begin[r] = bends.window ? std::max<int64_t>(0, limit - bends.window) : 0;
+    a.slope[r] = bends.slope * static_cast<float>(r + 1);
     a.q[r] = queries.data() + r * dim;
     a.out[r] = out.data() + r * dim;
     a.limit[r] = limits[static_cast<std::size_t>(r)];
@@ -140,6 +157,56 @@ TEST("rows that see very different lengths each get what they get alone") {
                                      q.begin() + static_cast<int64_t>(r + 1) * 64);
       check_same(attend(set, cache, query, {limits[r]}, 0.125f).data(), together.data() + r * 64, 64,
                  std::string(set.name) + " row alone");
+    }
+  }
+}
+
+// As check_near_double; the cap shrinks errors, and the slope adds two roundings of its term.
+void check_bent(const Cache& cache, const std::vector<float>& q, int64_t limit, float scale, const Bends& bends,
+                const std::vector<float>& got) {
+  const int64_t begin = bends.window ? std::max<int64_t>(0, limit - bends.window) : 0;
+  std::vector<double> weight(static_cast<std::size_t>(limit));
+  double total = 0;
+  for (int64_t t = begin; t < limit; ++t) {
+    double score = 0;
+    for (int64_t d = 0; d < cache.head_dim; ++d) {
+      score += static_cast<double>(q[static_cast<std::size_t>(d)]) * cache.key(t, d);
+    }
+    score *= static_cast<double>(scale);
+    const auto cap = static_cast<double>(bends.softcap);
+    if (cap != 0) score = cap * std::tanh(score / cap);
+    score += static_cast<double>(bends.slope) * static_cast<double>(t - (limit - 1));
+    total += weight[static_cast<std::size_t>(t)] = std::exp(score);
+  }
+  for (int64_t d = 0; d < cache.head_dim; ++d) {
+    double sum = 0;
+    for (int64_t t = begin; t < limit; ++t) sum += weight[static_cast<std::size_t>(t)] / total * cache.value(t, d);
+    CHECK(std::abs(static_cast<double>(got[static_cast<std::size_t>(d)]) - sum) <= 2e-5);  // of values of about 1
+  }
+}
+
+TEST("windows, soft caps and slopes: every set has the bits of scalar, alone as together, near the real numbers") {
+  for (const int64_t dim : {17, 80}) {
+    const Cache cache(dim, 150);
+    for (const Bends& bends : {Bends{1}, Bends{33}, Bends{64, 20.0f}, Bends{0, 5.0f}, Bends{0, 0, 0.3f},
+                               Bends{40, 10.0f, 0.02f}, Bends{1000}}) {
+      const std::vector<int64_t> limits = {1, 150, 33, 97, 96, 64, 32, 2};
+      const std::vector<float> q = normals(limits.size() * static_cast<std::size_t>(dim));
+      const std::vector<float> expected = attend(scalar_set(), cache, q, limits, 0.25f, bends);
+      for (const KernelSet& set : sets_under_test()) {
+        check_same(attend(set, cache, q, limits, 0.25f, bends).data(), expected.data(), expected.size(), set.name);
+      }
+      const std::vector<float> first(q.begin(), q.begin() + dim);
+      for (const int64_t limit : {1, 31, 33, 150}) {
+        check_bent(cache, first, limit, 0.25f, bends, attend(scalar_set(), cache, first, {limit}, 0.25f, bends));
+      }
+      if (bends.slope != 0) continue;  // which differs by row
+      for (std::size_t r = 0; r < limits.size(); ++r) {
+        const auto at = static_cast<int64_t>(r) * dim;
+        const std::vector<float> query(q.begin() + at, q.begin() + at + dim);
+        check_same(attend(scalar_set(), cache, query, {limits[r]}, 0.25f, bends).data(), expected.data() + at,
+                   static_cast<std::size_t>(dim), "row alone");
+      }
     }
   }
 }

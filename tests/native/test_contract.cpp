@@ -21,7 +21,7 @@ TEST("quantised rows follow their definition") {
   const auto groups = static_cast<std::size_t>(k / kGroup);
   std::vector<int8_t> codes(x.size());
   std::vector<float> scale(groups * rows);
-  std::vector<int32_t> sum(scale.size());
+  std::vector<int32_t> sum(scale.size() * 2);
   scalar_set().quantize(x.data(), k, k, {rows, codes.data(), scale.data(), sum.data()});
   for (std::size_t g = 0; g < groups; ++g) {
     for (std::size_t r = 0; r < rows; ++r) {
@@ -30,13 +30,13 @@ TEST("quantised rows follow their definition") {
       for (int i = 0; i < kGroup; ++i) m = std::max(m, std::abs(in[i]));
       const bool zero = m < 1e-30f;
       CHECK_EQ(scale[g * rows + r], zero ? 0.0f : m / 127.0f);
-      int32_t total = 0;
+      int32_t total[2] = {};
       for (std::size_t i = 0; i < kGroup; ++i) {
         const auto code = zero ? 0 : static_cast<int>(std::nearbyint(in[i] * (127.0f / m)));
         CHECK_EQ(static_cast<int>(codes[(g * rows + r) * kGroup + i]), code);
-        total += code;
+        total[i / kHalf] += code;
       }
-      CHECK_EQ(sum[g * rows + r], total);
+      for (std::size_t half = 0; half < 2; ++half) CHECK_EQ(sum[(g * 2 + half) * rows + r], total[half]);
     }
   }
   const std::vector<int8_t> halves(codes.begin() + kGroup * rows, codes.begin() + kGroup * rows + 4);
@@ -50,16 +50,15 @@ void check_integer_product(Encoding encoding, int32_t zero, bool has_bias) {
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (encoding == Encoding::kInt4 ? 16 : 256));
   for (uint16_t& value : scale) value = float_to_half(normal());
   for (uint16_t& value : bias) value = float_to_half(normal());
-  PackedMatrix matrix(encoding, n, k, zero, has_bias);
+  PackedMatrix matrix(encoding, n, k, {.zero = zero, .has_bias = has_bias});
   matrix.set_integer_rows(0, n, codes.data(), scale.data(), has_bias ? bias.data() : nullptr);
   const std::vector<float> x = normals(rows * k);
   std::vector<int8_t> x_codes(rows * k);
   std::vector<float> x_scale(rows * groups), y(rows * padded);
-  std::vector<int32_t> x_sum(rows * groups);
+  std::vector<int32_t> x_sum(rows * groups * 2);
   const QuantizedRows q{static_cast<int>(rows), x_codes.data(), x_scale.data(), x_sum.data()};
   scalar_set().quantize(x.data(), k, k, q);
-  const auto kernel = encoding == Encoding::kInt4 ? scalar_set().gemm_int4 : scalar_set().gemm_int8;
-  kernel({&matrix.view(), 0, 2, q, nullptr, 0, static_cast<int>(rows), y.data(), padded});
+  scalar_set().gemm({&matrix.view(), 0, 2, q, nullptr, 0, static_cast<int>(rows), y.data(), padded});
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t row = 0; row < n; ++row) {
       float expected = 0;
@@ -71,7 +70,9 @@ void check_integer_product(Encoding encoding, int32_t zero, bool has_bias) {
         }
         expected = std::fma(static_cast<float>(integer), half_to_float(scale[w]) * x_scale[at], expected);
         if (!has_bias) continue;
-        expected = std::fma(half_to_float(bias[w]), x_scale[at] * static_cast<float>(x_sum[at]), expected);
+        expected = std::fma(half_to_float(bias[w]),
+                            x_scale[at] * static_cast<float>(x_sum[g * 2 * rows + r] + x_sum[(g * 2 + 1) * rows + r]),
+                            expected);
       }
       CHECK_EQ(y[r * padded + row], expected);
     }
@@ -88,10 +89,10 @@ TEST("integer products follow their definition") {
 TEST("float products add in ascending k with one rounding a step") {
   const std::size_t n = 18, k = 45;
   const std::vector<float> w = normals(n * k), x = normals(k);
-  PackedMatrix matrix(Encoding::kF32, n, k, 0, false);
+  PackedMatrix matrix(Encoding::kF32, n, k);
   matrix.set_float_rows(0, n, w.data());
   std::vector<float> y(32);
-  scalar_set().gemm_float({&matrix.view(), 0, 2, {}, x.data(), k, 1, y.data(), 32});
+  scalar_set().gemm({&matrix.view(), 0, 2, {}, x.data(), k, 1, y.data(), 32});
   for (std::size_t row = 0; row < n; ++row) {
     float expected = 0;
     for (std::size_t i = 0; i < k; ++i) expected = std::fma(w[row * k + i], x[i], expected);
@@ -128,14 +129,57 @@ TEST("rotary positions turn the pairs of either layout") {
   }
 }
 
-// gate / (1 + exp(-gate)) * up: exp within 1.6 units, then a sum, a quotient and a product, half a unit each; a unit is
-// at most 2^-23 of its number.
-TEST("silu is near the real numbers") {
-  for (float gate = -80.0f; gate < 80.0f; gate += 0.0371f) {
-    float up = 1.7f;
-    scalar_set().silu_mul(&gate, 1, &up);
-    const double expected = static_cast<double>(gate) / (1 + std::exp(-static_cast<double>(gate))) * 1.7f;
-    CHECK(std::abs(static_cast<double>(up) - expected) <= std::abs(expected) * 4 * 0x1p-23);
+double in_reals(Activation activation, double z) {
+  switch (activation) {
+    case Activation::kRelu: return std::max(z, 0.0);
+    case Activation::kSilu: return z / (1 + std::exp(-z));
+    case Activation::kGelu: return z * std::erfc(-z / std::sqrt(2.0)) / 2;
+    case Activation::kGeluTanh:
+      return z * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (z + 0.044715 * z * z * z))) / 2;
+    case Activation::kNone: break;
+  }
+  return z;
+}
+
+// u = 2^-24.  silu: exp within 1.6 units of at most 2 u, a sum and a quotient: 6 u of the result.  gelu_tanh: the inner
+// polynomial errs by 4 roundings, exp turns them into 4 * 2 |inner| u, at most a share of the result; where |inner| > 9
+// the result is within exp(-18) |z| of z or 0.  gelu: 7.5e-8 |z| from the formula, 12 roundings of |z| h <= |z| / 2.
+TEST("activations are near the real numbers") {
+  const double u = 0x1p-24;
+  for (float z = -80.0f; z < 80.0f; z += 0.0371f) {
+    for (const Activation activation :
+         {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh, Activation::kNone}) {
+      float y = z;
+      scalar_set().activate(activation, 1, &y);
+      const double real = in_reals(activation, static_cast<double>(z)), size = std::abs(static_cast<double>(z));
+      double bound = 8 * u * std::abs(real);
+      if (activation == Activation::kGelu) bound = size * (7.5e-8 + 8 * u);
+      if (activation == Activation::kGeluTanh) bound = 80 * u * std::abs(real) + size * std::exp(-18.0) * u;
+      CHECK(std::abs(static_cast<double>(y) - real) <= bound);
+    }
+    float y = z;
+    scalar_set().softcap(30.0f, 1, &y);
+    // tanh as (1 - t) / (1 + t): six roundings of at most 1, and those of t.
+    CHECK(std::abs(static_cast<double>(y) - 30 * std::tanh(static_cast<double>(z) / 30)) <= 30 * 8 * u);
+  }
+}
+
+// The mean errs by n / 16 + 5 roundings of the sum of magnitudes; the rest as for rms_norm.
+TEST("the layer norm is near the real numbers, at every length") {
+  for (const std::size_t n : {1, 7, 16, 17, 24, 40, 100}) {
+    std::vector<float> x = normals(n), weight = normals(n), bias = normals(n), y(n);
+    for (float& value : x) value += 3.0f;
+    scalar_set().layer_norm(x.data(), weight.data(), bias.data(), static_cast<int64_t>(n), 1e-5f, y.data());
+    double mean = 0, square = 0;
+    for (const float value : x) mean += static_cast<double>(value) / static_cast<double>(n);
+    for (const float value : x) square += std::pow(static_cast<double>(value) - mean, 2) / static_cast<double>(n);
+    const double deviation = std::sqrt(square + 1e-5), u = 0x1p-24, off = (static_cast<double>(n) / 16 + 20) * u;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double scaled = (static_cast<double>(x[i]) - mean) / deviation * static_cast<double>(weight[i]);
+      const double slack = off * (std::abs(scaled) + 8 / deviation * std::abs(static_cast<double>(weight[i])) +
+                                  std::abs(static_cast<double>(bias[i])));
+      CHECK(std::abs(static_cast<double>(y[i]) - scaled - static_cast<double>(bias[i])) <= 4 * slack);
+    }
   }
 }
 

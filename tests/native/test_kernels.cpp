@@ -35,7 +35,7 @@ struct Activations {
   Activations(int count, int64_t k)
       : codes(static_cast<std::size_t>(count * k)),
         scale(static_cast<std::size_t>(count * k / kGroup)),
-        sum(scale.size()),
+        sum(scale.size() * 2),
         rows{count, codes.data(), scale.data(), sum.data()} {
     std::fill(codes.begin(), codes.end(), int8_t{77});
     std::fill(scale.begin(), scale.end(), poison());
@@ -58,9 +58,10 @@ std::vector<float> activations(int rows, int64_t k) {
 }
 
 // Fills a matrix with random codes, a row of all-largest codes, and every kind of scale.
-void fill_integers(PackedMatrix& matrix, bool has_bias) {
-  const int64_t n = matrix.view().n, k = matrix.view().k, groups = k / kGroup;
-  const uint32_t largest = matrix.view().encoding == Encoding::kInt4 ? 15 : 255;
+void fill_integers(PackedMatrix& matrix) {
+  const Weights& w = matrix.view();
+  const int64_t n = w.n, k = w.k, groups = k / w.group;
+  const uint32_t largest = w.encoding == Encoding::kInt8 ? 255 : 15;
   const uint16_t kinds[] = {0, 0x8000, 1, 0x03ff, 0xbc00, 0x3c00, 0x7bff};  // zeros, subnormals, -1, 1, 65504
   std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
   std::vector<uint16_t> scale(static_cast<std::size_t>(n * groups)), bias(scale.size());
@@ -71,23 +72,39 @@ void fill_integers(PackedMatrix& matrix, bool has_bias) {
   }
   if (n > 3) scale.back() = 0x7c00;  // infinity
   for (uint16_t& value : bias) value = float_to_half(normal());
-  matrix.set_integer_rows(0, n, codes.data(), scale.data(), has_bias ? bias.data() : nullptr);
+  std::vector<uint8_t> zeros(scale.size());
+  for (uint8_t& zero : zeros) zero = static_cast<uint8_t>(random_bits()() % (largest + 1));
+  matrix.set_integer_rows(0, n, codes.data(), scale.data(), w.bias ? bias.data() : nullptr,
+                          w.zeros ? zeros.data() : nullptr);
+}
+
+// Random bytes are blocks of any type, with scales of every kind.
+void fill_blocks(PackedMatrix& matrix) {
+  std::vector<uint8_t> blocks(static_cast<std::size_t>(matrix.view().n * matrix.row_bytes()));
+  for (uint8_t& byte : blocks) byte = static_cast<uint8_t>(random_bits()());
+  matrix.set_block_rows(0, matrix.view().n, blocks.data());
 }
 
 // The same weights in memory that ends at guard pages.
 struct GuardedWeights {
   Guarded<uint8_t> codes;
   Guarded<uint16_t> scale, bias;
+  Guarded<uint8_t> zeros;
   Weights view;
-  GuardedWeights(const Weights& w, std::size_t code_bytes, std::size_t scales)
-      : codes(static_cast<const uint8_t*>(w.codes), code_bytes),
-        scale(w.scale, w.scale ? scales : 0),
-        bias(w.bias, w.bias ? scales : 0),
+  explicit GuardedWeights(const PackedMatrix& matrix) : GuardedWeights(matrix, matrix.view(), padded(matrix)) {}
+  GuardedWeights(const PackedMatrix& matrix, const Weights& w, std::size_t rows)
+      : codes(static_cast<const uint8_t*>(w.codes), rows * static_cast<std::size_t>(matrix.row_bytes())),
+        scale(w.scale, w.scale ? rows * groups(w) : 0),
+        bias(w.bias, w.bias ? rows * groups(w) : 0),
+        zeros(w.zeros, w.zeros ? rows * groups(w) : 0),
         view(w) {
     view.codes = codes.data();
     view.scale = w.scale ? scale.data() : nullptr;
     view.bias = w.bias ? bias.data() : nullptr;
+    view.zeros = w.zeros ? zeros.data() : nullptr;
   }
+  static std::size_t padded(const PackedMatrix& matrix) { return static_cast<std::size_t>(matrix.panels() * kLanes); }
+  static std::size_t groups(const Weights& w) { return static_cast<std::size_t>(w.k / w.group); }
 };
 
 // Runs a product over all panels, checks that only they are written, and returns y.
@@ -95,31 +112,26 @@ std::vector<float> product(const KernelSet& set, const Weights& w, const Quantiz
   const int64_t panels = (w.n + kLanes - 1) / kLanes, ldy = panels * kLanes;
   Guarded<float> y(static_cast<std::size_t>(rows * ldy));
   std::fill(y.begin(), y.end(), poison());
-  const auto kernel = w.encoding == Encoding::kInt4   ? set.gemm_int4
-                      : w.encoding == Encoding::kInt8 ? set.gemm_int8
-                                                      : set.gemm_float;
-  kernel({&w, panels - 1, panels, q, x, w.k, rows, y.data() + (panels - 1) * kLanes, ldy});
+  set.gemm({&w, panels - 1, panels, q, x, w.k, rows, y.data() + (panels - 1) * kLanes, ldy});
   for (int64_t i = 0; i < rows * ldy; ++i) {
     if (i % ldy < (panels - 1) * kLanes) CHECK(untouched(y[static_cast<std::size_t>(i)]));
   }
-  kernel({&w, 0, panels - 1, q, x, w.k, rows, y.data(), ldy});
+  set.gemm({&w, 0, panels - 1, q, x, w.k, rows, y.data(), ldy});
   return {y.begin(), y.end()};
 }
 
-void compare_integer_products(Encoding encoding, int64_t n, int64_t k, int rows, int32_t zero, bool has_bias) {
-  PackedMatrix matrix(encoding, n, k, zero, has_bias);
-  fill_integers(matrix, has_bias);
-  const auto padded = static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes);
-  const auto groups = static_cast<std::size_t>(k / kGroup);
-  const GuardedWeights weights(matrix.view(), padded * groups * (encoding == Encoding::kInt4 ? 16 : 32),
-                               padded * groups);
+void compare_products(Encoding encoding, int64_t n, int64_t k, int rows, const PackOptions& options) {
+  PackedMatrix matrix(encoding, n, k, options);
+  block_layout(encoding) ? fill_blocks(matrix) : fill_integers(matrix);
+  const GuardedWeights weights(matrix);
+  const std::size_t padded = GuardedWeights::padded(matrix);
   const Guarded<float> x(activations(rows, k));
   Activations expected(rows, k);
   scalar_set().quantize(x.data(), k, k, expected.rows);
   const std::vector<float> y = product(scalar_set(), weights.view, expected.rows, nullptr, rows);
   if (rows > 3) CHECK(std::isnan(y[static_cast<std::size_t>(3 * padded)]));
   for (const KernelSet& set : sets_under_test()) {
-    const std::string what = describe(set, encoding == Encoding::kInt4 ? "int4" : "int8", n, k, rows);
+    const std::string what = describe(set, encoding_name(encoding), n, k, rows);
     Activations got(rows, k);
     set.quantize(x.data(), k, k, got.rows);
     CHECK(std::equal(got.codes.begin(), got.codes.end(), expected.codes.begin()));
@@ -134,29 +146,66 @@ TEST("quantised rows and integer products of every set have the bits of scalar")
     for (const int64_t groups : kSizes) {
       if (n * groups > 8000) continue;
       for (const int rows : kRowCounts) {
-        compare_integer_products(Encoding::kInt4, n, groups * kGroup, rows, 8, false);
-        compare_integer_products(Encoding::kInt4, n, groups * kGroup, rows, 0, true);
-        compare_integer_products(Encoding::kInt8, n, groups * kGroup, rows, 128, false);
-        compare_integer_products(Encoding::kInt8, n, groups * kGroup, rows, 3, true);
+        compare_products(Encoding::kInt4, n, groups * kGroup, rows, {.zero = 8});
+        compare_products(Encoding::kInt4, n, groups * kGroup, rows, {.has_bias = true});
+        compare_products(Encoding::kInt8, n, groups * kGroup, rows, {.zero = 128});
+        compare_products(Encoding::kInt8, n, groups * kGroup, rows, {.zero = 3, .has_bias = true});
       }
     }
   }
 }
 
+std::vector<float> some_table() {
+  std::vector<float> table(16);
+  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i * i) / 225.0f - 0.4f;
+  return table;
+}
+
+TEST("products with wide groups, zero points and tables have the bits of scalar") {
+  for (const int64_t n : {1, 17, 33}) {
+    for (const int rows : kRowCounts) {
+      compare_products(Encoding::kInt4, n, 256, rows, {.has_zeros = true, .group = 64});
+      compare_products(Encoding::kInt4, n, 96, rows, {.has_bias = true, .has_zeros = true, .group = 32});
+      compare_products(Encoding::kInt8, n, 256, rows, {.zero = 128, .group = 128});
+      compare_products(Encoding::kInt8, n, 160, rows, {.has_zeros = true, .group = 160});
+      compare_products(Encoding::kTable4, n, 192, rows, {.group = 64, .table = some_table()});
+    }
+  }
+}
+
+TEST("products of every block encoding have the bits of scalar") {
+  for (int e = static_cast<int>(Encoding::kQ5_0); e <= static_cast<int>(Encoding::kIq1M); ++e) {
+    const auto encoding = static_cast<Encoding>(e);
+    for (const int64_t blocks : {1, 3}) {
+      for (const int64_t n : {1, 17, 33}) {
+        for (const int rows : kRowCounts) {
+          compare_products(encoding, n, blocks * block_layout(encoding)->inputs, rows, {});
+        }
+      }
+    }
+    compare_products(encoding, 16, 9 * block_layout(encoding)->inputs, 8, {});
+  }
+}
+
 TEST("every number of rows from 1 to 8 gives each row the same bits") {
-  const int64_t n = 33, k = 96;
-  PackedMatrix matrix(Encoding::kInt4, n, k, 8, false);
-  fill_integers(matrix, false);
-  const std::vector<float> x = activations(kTileRows, k);
-  for (const KernelSet& set : kernel_sets()) {
-    if (!missing_for(set, cpu_info()).empty()) continue;
-    std::vector<float> all;
-    for (int rows = kTileRows; rows >= 1; --rows) {
-      Activations q(rows, k);
-      set.quantize(x.data(), k, k, q.rows);
-      const std::vector<float> y = product(set, matrix.view(), q.rows, nullptr, rows);
-      if (rows == kTileRows) all = y;
-      check_same(y.data(), all.data(), y.size(), describe(set, "int4", n, k, rows));
+  const int64_t n = 33, k = 256;
+  for (const Encoding encoding :
+       {Encoding::kInt4, Encoding::kTable4, Encoding::kQ4K, Encoding::kQ6K, Encoding::kIq4Nl}) {
+    PackOptions options;
+    if (encoding == Encoding::kTable4) options.table = some_table();
+    PackedMatrix matrix(encoding, n, k, options);
+    block_layout(encoding) ? fill_blocks(matrix) : fill_integers(matrix);
+    const std::vector<float> x = activations(kTileRows, k);
+    for (const KernelSet& set : kernel_sets()) {
+      if (!missing_for(set, cpu_info()).empty()) continue;
+      std::vector<float> all;
+      for (int rows = kTileRows; rows >= 1; --rows) {
+        Activations q(rows, k);
+        set.quantize(x.data(), k, k, q.rows);
+        const std::vector<float> y = product(set, matrix.view(), q.rows, nullptr, rows);
+        if (rows == kTileRows) all = y;
+        check_same(y.data(), all.data(), y.size(), describe(set, encoding_name(encoding), n, k, rows));
+      }
     }
   }
 }
@@ -166,13 +215,12 @@ TEST("float products of every set have the bits of scalar") {
     for (const int64_t n : kSizes) {
       for (const int64_t k : kSizes) {
         if (n * k > 40000) continue;
-        PackedMatrix matrix(encoding, n, k, 0, false);
+        PackedMatrix matrix(encoding, n, k);
         const std::size_t width = encoding == Encoding::kF32 ? 4 : 2;
         std::vector<uint8_t> values(static_cast<std::size_t>(n * k) * width);
         for (uint8_t& byte : values) byte = static_cast<uint8_t>(random_bits()());  // any bits, NaN included
         matrix.set_float_rows(0, n, values.data());
-        const auto bytes = static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes * k) * width;
-        const GuardedWeights weights(matrix.view(), bytes, 0);
+        const GuardedWeights weights(matrix);
         for (const int rows : kRowCounts) {
           const Guarded<float> x(activations(rows, k));
           const std::vector<float> y = product(scalar_set(), weights.view, {}, x.data(), rows);
@@ -213,7 +261,15 @@ TEST("elementwise kernels of every set have the bits of scalar, and write nothin
     const Guarded<float> other(awkward_floats(n)), weight(normals(static_cast<std::size_t>(n)));
     const std::vector<float> awkward = awkward_floats(n), plain = normals(static_cast<std::size_t>(n));
     compare_in_place("add", awkward, [&](const KernelSet& set, float* y) { set.add(other.data(), n, y); });
-    compare_in_place("silu_mul", awkward, [&](const KernelSet& set, float* y) { set.silu_mul(other.data(), n, y); });
+    compare_in_place("multiply", awkward, [&](const KernelSet& set, float* y) { set.multiply(other.data(), n, y); });
+    for (int a = 0; a <= static_cast<int>(Activation::kGeluTanh); ++a) {
+      compare_in_place("activate", awkward,
+                       [&](const KernelSet& set, float* y) { set.activate(static_cast<Activation>(a), n, y); });
+    }
+    compare_in_place("softcap", awkward, [&](const KernelSet& set, float* y) { set.softcap(50.0f, n, y); });
+    compare_in_place("layer_norm", plain, [&](const KernelSet& set, float* y) {
+      set.layer_norm(y, weight.data(), n % 2 ? nullptr : weight.data(), n, 1e-5f, y);  // in place
+    });
     compare_in_place("rms_norm", plain, [&](const KernelSet& set, float* y) {
       set.rms_norm(y, weight.data(), n, 1e-5f, y);  // in place
     });
@@ -289,11 +345,12 @@ TEST("exp is within 1.6 units of the last place, 0 far below, infinite far above
   CHECK(std::isnan(at(kNan)));
 }
 
-TEST("silu of very large and very small gates is the gate and zero") {
-  const std::vector<float> gate = {1e30f, 100.0f, -100.0f, -1e30f, 0.0f, kInfinity};
-  std::vector<float> up(gate.size(), 1.0f);
-  scalar_set().silu_mul(gate.data(), static_cast<int64_t>(gate.size()), up.data());
-  CHECK(up == std::vector<float>({1e30f, 100.0f, 0.0f, 0.0f, 0.0f, kInfinity}));
+TEST("activations of very large and very small numbers are the number and zero") {
+  for (const Activation activation : {Activation::kRelu, Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+    std::vector<float> y = {1e12f, 100.0f, -100.0f, -1e12f, 0.0f};
+    scalar_set().activate(activation, static_cast<int64_t>(y.size()), y.data());
+    CHECK(y == std::vector<float>({1e12f, 100.0f, 0.0f, 0.0f, 0.0f}));
+  }
 }
 
 }  // namespace

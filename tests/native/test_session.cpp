@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "kernels/dispatch.h"
+#include "program_cases.h"
 #include "runtime/session.h"
 
 using namespace cpuinfer;
@@ -20,7 +21,7 @@ constexpr int kLayers = 3;
 
 std::shared_ptr<const PackedMatrix> random_matrix(int64_t n, int64_t k, Encoding encoding, std::mt19937& random) {
   const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, nibbles ? 8 : 128, false);
+  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
   std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % (nibbles ? 16 : 256));
   const uint16_t scale = nibbles ? 0x2800 : 0x1800;  // fp16 2^-5 and 2^-9
@@ -31,23 +32,20 @@ std::shared_ptr<const PackedMatrix> random_matrix(int64_t n, int64_t k, Encoding
 
 std::shared_ptr<const Program> make_program() {
   std::mt19937 random(1);
-  auto program = std::make_shared<Program>(Rope{std::vector<double>(kHeadDim / 2, 0.1), true});
+  auto program = std::make_shared<Program>(std::vector<Rope>{{std::vector<double>(kHeadDim / 2, 0.1), true}});
   const auto matrix = [&](int64_t n, int64_t k) { return random_matrix(n, k, Encoding::kInt4, random); };
-  const Norm norm{std::vector<float>(kHidden, 1.0f), 1e-5f};
   const auto table = random_matrix(kVocabulary, kHidden, Encoding::kInt8, random);
-  ValueId x = program->add_embed("embed", table);
+  ValueId x = embed(*program, table);
   for (int32_t layer = 0; layer < kLayers; ++layer) {
-    const auto qkv = program->add_linears("qkv", x, norm,
-                                          {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden),
-                                           matrix(kKvHeads * kHeadDim, kHidden)},
-                                          kNoValue);
-    const ValueId a = program->add_attention("attention", qkv[0], qkv[1], qkv[2],
-                                             {layer, kHeads, kKvHeads, kHeadDim, 1 / std::sqrt(float{kHeadDim})});
-    x = program->add_linears("out", a, {}, {matrix(kHidden, kHeads * kHeadDim)}, x)[0];
-    const ValueId m = program->add_glu("glu", x, norm, matrix(kWide, kHidden), matrix(kWide, kHidden));
-    x = program->add_linears("down", m, {}, {matrix(kHidden, kWide)}, x)[0];
+    const auto qkv = linears(*program, "qkv", x, ones(kHidden),
+                             {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden),
+                              matrix(kKvHeads * kHeadDim, kHidden)});
+    const ValueId a = attention(*program, qkv, {layer, kHeads, kKvHeads, kHeadDim, 1 / std::sqrt(float{kHeadDim})});
+    x = linears(*program, "out", a, {}, {matrix(kHidden, kHeads * kHeadDim)}, x)[0];
+    const ValueId m = glu(*program, x, ones(kHidden), matrix(kWide, kHidden), matrix(kWide, kHidden));
+    x = linears(*program, "down", m, {}, {matrix(kHidden, kWide)}, x)[0];
   }
-  program->add_linears("head", x, norm, {table}, kNoValue);
+  linears(*program, "head", x, ones(kHidden), {table});
   return program;
 }
 

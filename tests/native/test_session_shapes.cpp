@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "kernel_cases.h"
+#include "program_cases.h"
 #include "runtime/session.h"
 
 using namespace cpuinfer;
@@ -24,12 +25,12 @@ constexpr int64_t kContext = 70;
 std::shared_ptr<const PackedMatrix> random_matrix(Encoding encoding, int64_t n, int64_t k) {
   const auto count = static_cast<std::size_t>(n * k);
   if (encoding == Encoding::kF32) {
-    auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, 0, false);
+    auto matrix = std::make_shared<PackedMatrix>(encoding, n, k);
     matrix->set_float_rows(0, n, normals(count, 0.2f).data());
     return matrix;
   }
   const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, nibbles ? 8 : 128, false);
+  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
   std::vector<uint8_t> codes(count);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (nibbles ? 16 : 256));
   const uint16_t scale = nibbles ? 0x2666 : 0x1666;  // about 0.025 and 0.0014
@@ -40,25 +41,22 @@ std::shared_ptr<const PackedMatrix> random_matrix(Encoding encoding, int64_t n, 
 std::shared_ptr<const Program> random_program(const Shape& s, Encoding encoding, int layers = 2) {
   Rope rope;
   for (int64_t i = 0; i < s.head_dim / 2; ++i) rope.inverse_frequency.push_back(std::pow(0.1, static_cast<double>(i)));
-  auto program = std::make_shared<Program>(rope);
+  auto program = std::make_shared<Program>(std::vector<Rope>{rope});
   const auto matrix = [&](int64_t n, int64_t k) { return random_matrix(encoding, n, k); };
-  const Norm norm{std::vector<float>(static_cast<std::size_t>(s.hidden), 1.0f), 1e-5f};
+  const Norm norm = ones(s.hidden);
   const auto table = matrix(s.vocabulary, s.hidden);
-  ValueId x = program->add_embed("embed", table);
+  ValueId x = embed(*program, table);
   for (int layer = 0; layer < layers; ++layer) {
     const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    const auto qkv = program->add_linears("qkv", x, norm,
-                                          {matrix(q, s.hidden), matrix(kv, s.hidden), matrix(kv, s.hidden)}, kNoValue);
-    const ValueId a =
-        program->add_attention("attention", qkv[0], qkv[1], qkv[2], {layer, s.heads, s.kv_heads, s.head_dim, 0.25f});
+    const auto qkv =
+        linears(*program, "qkv", x, norm, {matrix(q, s.hidden), matrix(kv, s.hidden), matrix(kv, s.hidden)});
+    const ValueId a = attention(*program, qkv, {layer, s.heads, s.kv_heads, s.head_dim, 0.25f});
     // Integer weights take inputs by groups of 32 only.
-    x = program->add_linears("o", a, {}, {random_matrix(q % kGroup == 0 ? encoding : Encoding::kF32, s.hidden, q)},
-                             x)[0];
-    const ValueId m =
-        program->add_glu("glu", x, norm, matrix(s.feed_forward, s.hidden), matrix(s.feed_forward, s.hidden));
-    x = program->add_linears("down", m, {}, {matrix(s.hidden, s.feed_forward)}, x)[0];
+    x = linears(*program, "o", a, {}, {random_matrix(q % kGroup == 0 ? encoding : Encoding::kF32, s.hidden, q)}, x)[0];
+    const ValueId m = glu(*program, x, norm, matrix(s.feed_forward, s.hidden), matrix(s.feed_forward, s.hidden));
+    x = linears(*program, "down", m, {}, {matrix(s.hidden, s.feed_forward)}, x)[0];
   }
-  program->add_linears("head", x, norm, {table}, kNoValue);
+  linears(*program, "head", x, norm, {table});
   return program;
 }
 

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from cpuinfer import _core
+
 GROUP = 32
 """Neighbours along a row that share a scale."""
 
-Layout = Literal["int4", "int8", "table4", "mxfp4", "f16", "bf16", "f32"]
+FloatLayout = Literal["f16", "bf16", "f32"]
+BlockLayout = Literal[
+    "q5_0",
+    "q5_1",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+    "tq1_0",
+    "tq2_0",
+    "iq2_xxs",
+    "iq2_xs",
+    "iq2_s",
+    "iq3_xxs",
+    "iq3_s",
+    "iq1_s",
+    "iq1_m",
+]
+Layout = Literal["int4", "int8", "table4"] | FloatLayout | BlockLayout
 
 FloatType = TypeVar("FloatType", np.float32, np.float64)
 
@@ -36,6 +61,20 @@ class IntegerRows:
     group: int = GROUP
     """Neighbours that share a scale: a multiple of 32."""
 
+    def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
+        """The values, [rows, k]: exact in float64, one rounding a step in float32."""
+        n, k = self.codes.shape
+        values = self.codes.reshape(n, k // self.group, self.group).astype(dtype)
+        values -= dtype(self.zero) if self.zeros is None else self.zeros.astype(dtype)[:, :, None]
+        values *= self.scale.astype(dtype)[:, :, None]
+        if self.bias is not None:
+            values += self.bias.astype(dtype)[:, :, None]
+        return values.reshape(n, k)
+
+    def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
+        """Put the rows into a packed matrix, from row `begin` on."""
+        matrix.set_integer_rows(begin, self.codes, self.scale, self.bias, self.zeros)
+
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
@@ -46,8 +85,19 @@ class TableRows:
     scale: npt.NDArray[np.float16]
     """[rows, k / group]."""
     table: npt.NDArray[np.float32]
-    """[16]."""
+    """[16].  Kernels take it in steps of its largest magnitude / 32512."""
     group: int
+
+    def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
+        """The values, [rows, k]."""
+        n, k = self.codes.shape
+        values = self.table.astype(dtype)[self.codes].reshape(n, k // self.group, self.group)
+        values *= self.scale.astype(dtype)[:, :, None]
+        return values.reshape(n, k)
+
+    def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
+        """Put the rows into a packed matrix, from row `begin` on."""
+        matrix.set_integer_rows(begin, self.codes, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +106,18 @@ class BlockRows:
 
     raw: npt.NDArray[np.uint8]
     """[rows, row_bytes]."""
-    layout: Literal["mxfp4"]
+    layout: BlockLayout
     k: int
+
+    def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
+        """The values, [rows, k], rounded to fp32 once at most."""
+        from cpuinfer import _core
+
+        return _core.read_blocks(self.layout, self.raw, self.k).astype(dtype, copy=False)
+
+    def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
+        """Put the rows into a packed matrix, from row `begin` on."""
+        matrix.set_block_rows(begin, self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +126,20 @@ class FloatRows:
 
     values: npt.NDArray[Any]
     """[rows, k]: float16, float32, or for bf16 its bits as uint16."""
-    layout: Literal["f16", "bf16", "f32"]
+    layout: FloatLayout
+
+    def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
+        """The values, [rows, k]."""
+        if self.layout == "bf16":
+            return (self.values.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
+        return self.values.astype(dtype)
+
+    def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
+        """Put the rows into a packed matrix, from row `begin` on."""
+        matrix.set_float_rows(begin, self.values)
+
+
+Rows = IntegerRows | TableRows | BlockRows | FloatRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +148,21 @@ class Format:
 
     name: str
     layout: Layout
-    bits: int
-    """Of a code, or of a floating-point value."""
+    inputs: int
+    """Neighbours along a row that are stored together."""
+    bytes: int
+    """Of `inputs` neighbours when packed."""
     zero: int = 0
     """Subtracted from every code."""
     has_bias: bool = False
-    decode: Callable[[npt.NDArray[np.uint8], int], IntegerRows | FloatRows]
+    decode: Callable[[npt.NDArray[np.uint8], int], Rows]
     """(bytes as stored [rows, row_bytes], k) -> canonical rows."""
 
-    @property
-    def is_float(self) -> bool:
-        """Whether ``decode`` gives FloatRows."""
-        return self.layout not in {"int4", "int8"}
+    def new_matrix(self, rows: int, k: int, pool: _core.BufferPool) -> _core.PackedMatrix:
+        """An empty packed matrix for such weights."""
+        from cpuinfer import _core
+
+        return _core.PackedMatrix(self.layout, rows, k, zero=self.zero, has_bias=self.has_bias, pool=pool)
 
 
 def blocks(raw: npt.NDArray[np.uint8], k: int, *, elements: int, block_bytes: int) -> npt.NDArray[np.uint8]:
@@ -112,22 +188,3 @@ def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.u
     np.bitwise_and(packed, 15, out=codes[:, :, : GROUP // 2])
     np.right_shift(packed, 4, out=codes[:, :, GROUP // 2 :])
     return codes.reshape(rows, groups * GROUP)
-
-
-def to_float(rows: IntegerRows | TableRows | FloatRows, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
-    """The values, [rows, k]: exact in float64, one rounding a step in float32."""
-    if isinstance(rows, FloatRows):
-        if rows.layout == "bf16":
-            return (rows.values.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
-        return rows.values.astype(dtype)
-    n, k = rows.codes.shape
-    values: npt.NDArray[FloatType]
-    if isinstance(rows, TableRows):
-        values = rows.table.astype(dtype)[rows.codes].reshape(n, k // rows.group, rows.group)
-    else:
-        values = rows.codes.reshape(n, k // rows.group, rows.group).astype(dtype)
-        values -= dtype(rows.zero) if rows.zeros is None else rows.zeros.astype(dtype)[:, :, None]
-    values *= rows.scale.astype(dtype)[:, :, None]
-    if isinstance(rows, IntegerRows) and rows.bias is not None:
-        values += rows.bias.astype(dtype)[:, :, None]
-    return values.reshape(n, k)

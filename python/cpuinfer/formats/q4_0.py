@@ -15,7 +15,7 @@ ZERO = 8
 
 def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     block = blocks(raw, k, elements=GROUP, block_bytes=18)
-    return IntegerRows(split_nibbles(block, 2), halves(block, 0), bias=None, zero=ZERO)
+    return IntegerRows(split_nibbles(block, 2), halves(block, 0), zero=ZERO)
 
 
-FORMAT = Format(name="Q4_0", layout="int4", bits=4, zero=ZERO, decode=_decode)
+FORMAT = Format(name="Q4_0", layout="int4", inputs=32, bytes=18, zero=ZERO, decode=_decode)

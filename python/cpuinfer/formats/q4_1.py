@@ -14,7 +14,7 @@ from cpuinfer.formats.canonical import GROUP, Format, IntegerRows, blocks, halve
 
 def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     block = blocks(raw, k, elements=GROUP, block_bytes=20)
-    return IntegerRows(split_nibbles(block, 4), halves(block, 0), bias=halves(block, 2), zero=0)
+    return IntegerRows(split_nibbles(block, 4), halves(block, 0), bias=halves(block, 2))
 
 
-FORMAT = Format(name="Q4_1", layout="int4", bits=4, has_bias=True, decode=_decode)
+FORMAT = Format(name="Q4_1", layout="int4", inputs=32, bytes=20, has_bias=True, decode=_decode)

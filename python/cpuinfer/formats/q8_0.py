@@ -13,7 +13,7 @@ ZERO = 128
 def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     block = blocks(raw, k, elements=GROUP, block_bytes=34)
     codes = block[:, :, 2:] ^ np.uint8(ZERO)  # a signed byte plus 128 is that byte with its top bit turned
-    return IntegerRows(codes.reshape(len(raw), k), halves(block, 0), bias=None, zero=ZERO)
+    return IntegerRows(codes.reshape(len(raw), k), halves(block, 0), zero=ZERO)
 
 
-FORMAT = Format(name="Q8_0", layout="int8", bits=8, zero=ZERO, decode=_decode)
+FORMAT = Format(name="Q8_0", layout="int8", inputs=32, bytes=34, zero=ZERO, decode=_decode)

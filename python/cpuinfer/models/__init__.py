@@ -10,7 +10,8 @@ from typing import cast
 
 from cpuinfer.config import Config, RopeLayout
 from cpuinfer.errors import UnsupportedModel
-from cpuinfer.graph import Graph, Value
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Value
 
 
 @dataclass(frozen=True, slots=True)

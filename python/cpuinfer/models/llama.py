@@ -6,7 +6,8 @@ Llama 1 and 2 and TinyLlama have it too, but their SentencePiece tokenizers are 
 from __future__ import annotations
 
 from cpuinfer.config import Config
-from cpuinfer.graph import Graph, Value
+from cpuinfer.graph import Graph
+from cpuinfer.ops import Value
 
 GGUF_ROPE = "interleaved"
 GGUF_NAMES = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
+
+if TYPE_CHECKING:
+    from cpuinfer import _core
 
 Rows = IntegerRows | TableRows | BlockRows
 
@@ -55,6 +58,25 @@ class PublishedWeight:
         if not 0 <= begin <= end <= self.shape[0]:
             raise InvalidRequest(f"{self.name}: rows [{begin}, {end}), expected a range in [0, {self.shape[0]})")
         return self.decode(begin, end)
+
+    def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
+        """An empty packed matrix for the rows."""
+        from cpuinfer import _core
+
+        n, k = self.shape
+        if self.layout == "mxfp4":
+            return _core.PackedMatrix(self.layout, n, k, pool=pool)
+        return _core.PackedMatrix(
+            self.layout,
+            n,
+            k,
+            zero=self.zero,
+            has_bias=self.has_bias,
+            has_zeros=self.has_zeros,
+            group=self.group,
+            table=self.table,
+            pool=pool,
+        )
 
 
 def label(method: str, bits: int, group: int, *, ordered: bool = False) -> str:

@@ -1,0 +1,122 @@
+// The layouts of GGUF's block encodings, and their rows in and out of panels.
+#include "kernels/blocks.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/codebooks.h"
+#include "kernels/vec_scalar.h"
+
+namespace cpuinfer {
+
+#include "kernels/unpack.inl.h"
+// After what it uses.
+#include "kernels/grids.inl.h"
+
+namespace {
+
+// Blocks as in ggml-common.h.
+constexpr BlockField kQ5_0Fields[] = {{2, 2}, {4, 4}, {16, 4}};
+constexpr BlockField kQ5_1Fields[] = {{4, 2}, {4, 4}, {16, 4}};
+constexpr BlockField kQ2KFields[] = {{16, 1}, {64, 4}, {4, 2}};
+constexpr BlockField kQ3KFields[] = {{32, 4}, {64, 4}, {12, 1}, {2, 2}};
+constexpr BlockField kQ4KFields[] = {{4, 2}, {12, 1}, {128, 4}};
+constexpr BlockField kQ5KFields[] = {{4, 2}, {12, 1}, {32, 4}, {128, 4}};
+constexpr BlockField kQ6KFields[] = {{128, 4}, {64, 4}, {16, 1}, {2, 2}};
+constexpr BlockField kIq4NlFields[] = {{2, 2}, {16, 4}};
+constexpr BlockField kIq4XsFields[] = {{2, 2}, {6, 1}, {128, 4}};
+constexpr BlockField kMxfp4Fields[] = {{1, 1}, {16, 4}};
+constexpr BlockField kTq1_0Fields[] = {{52, 4}, {2, 2}};
+constexpr BlockField kTq2_0Fields[] = {{64, 4}, {2, 2}};
+// With code-books a row is unpacked alone: its bytes stay together.
+constexpr BlockField kIq2XxsFields[] = {{66, 66}};
+constexpr BlockField kIq2XsFields[] = {{74, 74}};
+constexpr BlockField kIq2SFields[] = {{82, 82}};
+constexpr BlockField kIq3XxsFields[] = {{98, 98}};
+constexpr BlockField kIq3SFields[] = {{110, 110}};
+constexpr BlockField kIq1SFields[] = {{50, 50}};
+constexpr BlockField kIq1MFields[] = {{56, 56}};
+
+constexpr const char* name_of(Encoding encoding) {
+  switch (encoding) {
+    case Encoding::kQ5_0: return "q5_0";
+    case Encoding::kQ5_1: return "q5_1";
+    case Encoding::kQ2K: return "q2_k";
+    case Encoding::kQ3K: return "q3_k";
+    case Encoding::kQ4K: return "q4_k";
+    case Encoding::kQ5K: return "q5_k";
+    case Encoding::kQ6K: return "q6_k";
+    case Encoding::kIq4Nl: return "iq4_nl";
+    case Encoding::kIq4Xs: return "iq4_xs";
+    case Encoding::kMxfp4: return "mxfp4";
+    case Encoding::kTq1_0: return "tq1_0";
+    case Encoding::kTq2_0: return "tq2_0";
+    case Encoding::kIq2Xxs: return "iq2_xxs";
+    case Encoding::kIq2Xs: return "iq2_xs";
+    case Encoding::kIq2S: return "iq2_s";
+    case Encoding::kIq3Xxs: return "iq3_xxs";
+    case Encoding::kIq3S: return "iq3_s";
+    case Encoding::kIq1S: return "iq1_s";
+    case Encoding::kIq1M: return "iq1_m";
+    default: return nullptr;
+  }
+}
+
+constexpr BlockLayout kLayouts[] = {
+#define CPUINFER_LAYOUT(encoding, Unpacked) \
+  {Encoding::encoding, name_of(Encoding::encoding), Unpacked::kInputs, Unpacked::kBytes, encoding##Fields},
+    CPUINFER_BLOCK_ENCODINGS(CPUINFER_LAYOUT)
+#undef CPUINFER_LAYOUT
+};
+
+template <typename E>
+void read_row(const uint8_t* panel, int64_t blocks, int64_t lane, float* out) {
+  Stage stage;
+  for (int64_t b = 0; b < blocks; ++b) {
+    E::unpack(panel + b * E::kBytes * kLanes, stage, 0);
+    for (int i = 0; i < E::kInputs; ++i) {
+      const int code = stage.codes[i / 4][lane * 4 + i % 4] - E::kZero;
+      const float scale = stage.scale[i / E::kScaled][lane];
+      const float bias = E::kBias ? stage.bias[i / E::kScaled][lane] : 0.0f;
+      *out++ = std::fma(scale, static_cast<float>(code), bias);
+    }
+  }
+}
+
+}  // namespace
+
+const BlockLayout* block_layout(Encoding encoding) noexcept {
+  for (const BlockLayout& layout : kLayouts) {
+    if (layout.encoding == encoding) return &layout;
+  }
+  return nullptr;
+}
+
+void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, int64_t blocks, int64_t lane,
+                 uint8_t* panel) noexcept {
+  const int64_t row_bytes = blocks * layout.bytes;
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t row = 0; row < count; ++row) {
+      const uint8_t* in = rows + row * row_bytes + b * layout.bytes;
+      uint8_t* out = panel + b * layout.bytes * kLanes;
+      for (const BlockField& field : layout.fields) {
+        for (int i = 0; i < field.bytes; i += field.unit, in += field.unit) {
+          std::memcpy(out + i * kLanes + (lane + row) * field.unit, in, static_cast<std::size_t>(field.unit));
+        }
+        out += field.bytes * kLanes;
+      }
+    }
+  }
+}
+
+void read_blocks(const BlockLayout& layout, const uint8_t* panel, int64_t blocks, int64_t lane, float* out) noexcept {
+  switch (layout.encoding) {
+#define CPUINFER_READ(encoding, Unpacked) \
+  case Encoding::encoding: return read_row<Unpacked>(panel, blocks, lane, out);
+    CPUINFER_BLOCK_ENCODINGS(CPUINFER_READ)
+#undef CPUINFER_READ
+    default: return;
+  }
+}
+
+}  // namespace cpuinfer

@@ -1,0 +1,46 @@
+// GGUF's block encodings as panels hold them: the file's own bytes, so the file's own bits a weight, rows interleaved.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/kernels.h"
+
+// X(Encoding member, the type that unpacks it), for all of them.
+#define CPUINFER_BLOCK_ENCODINGS(X)                                                                              \
+  X(kQ5_0, Q5_0)                                                                                                 \
+  X(kQ5_1, Q5_1)                                                                                                 \
+  X(kQ2K, Q2K)                                                                                                   \
+  X(kQ3K, Q3K)                                                                                                   \
+  X(kQ4K, Q4K)                                                                                                   \
+  X(kQ5K, Q5K) X(kQ6K, Q6K) X(kIq4Nl, Iq4Nl) X(kIq4Xs, Iq4Xs) X(kMxfp4, Mxfp4) X(kTq1_0, Tq1_0) X(kTq2_0, Tq2_0) \
+      X(kIq2Xxs, Iq2Xxs) X(kIq2Xs, Iq2Xs) X(kIq2S, Iq2S) X(kIq3Xxs, Iq3Xxs) X(kIq3S, Iq3S) X(kIq1S, Iq1S)        \
+          X(kIq1M, Iq1M)
+
+namespace cpuinfer {
+
+// Consecutive parts of a row's block, in the file's order.  A panel's block holds each part of its 16 rows together,
+// [bytes / unit][16 rows][unit]: 4 bytes where they are four neighbours' codes, 1 or 2 where they are a scale.
+struct BlockField {
+  int bytes, unit;
+};
+
+struct BlockLayout {
+  Encoding encoding;
+  const char* name;  // GGUF's, in lower case
+  int inputs;        // of a row's block
+  int bytes;
+  std::span<const BlockField> fields;
+};
+
+// Null for an encoding that is not of blocks.
+const BlockLayout* block_layout(Encoding encoding) noexcept;
+
+// Rows' blocks [rows][blocks * bytes], as in the file, into lanes [lane, lane + rows) of a panel.
+void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, int64_t blocks, int64_t lane,
+                 uint8_t* panel) noexcept;
+
+// One row of a panel -> fp32 [blocks * inputs]; baseline code.
+void read_blocks(const BlockLayout& layout, const uint8_t* panel, int64_t blocks, int64_t lane, float* out) noexcept;
+
+}  // namespace cpuinfer
