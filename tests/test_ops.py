@@ -214,7 +214,7 @@ def bound(op: object, value: Value, values: dict[Value, Array], reference: Refer
             off_act = 1.2 * off_gate + 80 * UNIT * act + 2e-7 * np.abs(gate)
             return last + off_act * (np.abs(up) + off_up) + act * off_up
         case Experts():
-            # Three products in a row, of 64, 64 and 32 terms, an activation and a softmax: 335 roundings of the largest.
+            # Three products of up to 64 terms in a row, an activation and a softmax: 335 roundings of the largest.
             return last + 2e-5 * np.abs(exact).max()
         case Gated():
             return last + 4 * UNIT * np.abs(values[op.x])
@@ -230,7 +230,7 @@ def product_bound(x: Array, reference: Reference, name: str, *, normed: bool) ->
 
 
 def attention_bound(op: Attention, values: dict[Value, Array]) -> Array:
-    """As in test_parity: fp16 of keys and values, roundings of scores; soft caps do not enlarge them, slopes add some."""
+    """As in test_parity: fp16 of keys and values, roundings of scores; a soft cap does not enlarge them, slopes do."""
     n = len(values[op.q])
     q = values[op.q].reshape(n, op.heads, -1)
     k = np.repeat(values[op.k].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpuinfer.config import Activation
 from cpuinfer.formats.canonical import BlockLayout, Layout
-from cpuinfer.ops import Activation
 from cpuinfer.request import Want
 
 # Files

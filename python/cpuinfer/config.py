@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,10 @@ from cpuinfer.errors import UnsupportedModel
 
 RopeLayout = Literal["interleaved", "halves"]
 """Pairs of a head that turn together: (2 i, 2 i + 1), or (i, i + pairs)."""
+
+
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
+"""max(z, 0); z / (1 + exp(-z)); z (1 + erf(z / sqrt 2)) / 2; its approximation by tanh (arXiv 1606.08415)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,11 @@ class Config:
     norm_eps: float
     tied: bool
     """The output head is the embedding table."""
-    rope: Rope
+    rope: Rope | None
+    """None where positions are learned or left to the scores."""
     name: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
-    """What else the file says about the architecture, by the name its configuration uses."""
+    """What else the file says about the architecture, by the names in its file's OPTIONS."""
 
     def expect(self, **wanted: object) -> None:
         """Refuse a model whose file states another value for an option than the architecture's description assumes."""
@@ -61,3 +67,50 @@ class Config:
             found = self.options.get(key, value)
             if found != value:
                 raise UnsupportedModel(f"{self.model_type}: {key} is {found!r}, only {value!r} is supported")
+
+    def integer(self, option: str) -> int:
+        """An option that is a whole number."""
+        return int(self._number(option))
+
+    def number(self, option: str) -> float:
+        """An option that is a number."""
+        return float(self._number(option))
+
+    def flag(self, option: str) -> bool:
+        """An option that is true or false."""
+        value = self.options[option]
+        if not isinstance(value, bool):
+            raise UnsupportedModel(f"{self.model_type}: {option} is {value!r}, expected true or false")
+        return value
+
+    def items(self, option: str) -> list[object]:
+        """An option that is a list; an empty one where the file has none."""
+        value = self.options[option]
+        if not isinstance(value, (list, tuple)):
+            raise UnsupportedModel(f"{self.model_type}: {option} is {value!r}, expected a list")
+        return list(value)
+
+    def activation(self, option: str = "act") -> Activation:
+        """An activation function, by the name the graph has for what Hugging Face calls it."""
+        value = self.options[option]
+        if value not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise UnsupportedModel(f"{self.model_type}: activation {value!r}, supported: {known}")
+        return _ACTIVATIONS[str(value)]
+
+    def _number(self, option: str) -> float:
+        value = self.options[option]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UnsupportedModel(f"{self.model_type}: {option} is {value!r}, expected a number")
+        return value
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}

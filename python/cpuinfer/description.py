@@ -1,4 +1,4 @@
-"""What `show` prints of a model: plain data, made by loader.describe from a file's header."""
+"""What `show` prints of a model: plain data, made by describe.describe from a file's header."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ class TensorKind:
     encoding: str
     """As the file stores it: `Q4_1`."""
     layout: str
-    """As the kernels read it: int4, int8, f16, bf16 or f32."""
+    """As the kernels read it: int4, int8, q4_k, ..., f16, bf16 or f32."""
     count: int
     shape: tuple[int, ...]
     """Of one tensor: (outputs, inputs), or (width,)."""
     bits_per_weight: float
     """In the file, scales included."""
+    packed_bits: float
+    """The same as the kernels read them, rows padded to panels of 16."""
     bytes: int
     """Of all of them, in the file."""
 
@@ -46,6 +48,8 @@ class Description:
     """A model file: what it holds and what running it takes."""
 
     name: str
+    format: str
+    """GGUF or safetensors."""
     architecture: str
     parameters: int
     layers: int

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cpuinfer.describe import PAGE_TOKENS
 from cpuinfer.errors import Cancelled, ContextFull
-from cpuinfer.loader import PAGE_TOKENS
 from cpuinfer.request import NO_SEQUENCE, Feed, Request
 
 if TYPE_CHECKING:

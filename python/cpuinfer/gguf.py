@@ -5,29 +5,87 @@ Keys and their meaning are those of the GGUF specification's section on standard
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from cpuinfer import models
-from cpuinfer.checkpoint import Checkpoint
-from cpuinfer.config import Config, Rope, RopeLayout
+from cpuinfer.chat import ChatTemplate
+from cpuinfer.checkpoint import Checkpoint, open_checkpoint
+from cpuinfer.config import Config, Rope
 from cpuinfer.errors import UnsupportedModel
+from cpuinfer.models import Architecture, Option
+from cpuinfer.naming import arrange
+from cpuinfer.rope import Positions, scaled
+from cpuinfer.tokenizer import Tokenizer
+from cpuinfer.weights import Source, from_checkpoint
 
 MOST_SIZE = 1 << 20
 """No size in a real model's hyper-parameters comes near this; beyond it a file is damaged or hostile."""
 
-ROPE_FACTORS = "rope_freqs.weight"
-"""Divisors of the rotary frequencies, one a pair: how converters write Llama 3's scaling."""
+ROPE_FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+ROPE_TENSORS = (ROPE_FACTORS, LONG, SHORT)
+"""Divisors of the rotary frequencies, one a pair: how converters write Llama 3's scaling, and LongRoPE's two sets."""
+TEMPLATE = "tokenizer.chat_template"
 
 
-def read_config(checkpoint: Checkpoint) -> Config:
+def open_source(path: Path, *, context: int | None = None) -> Source:
+    """Open a GGUF file, or all parts of a split one.  Reads no weights.
+
+    `context`: positions it is opened for, which LongRoPE depends on; None: those the file names.
+    Raises CheckpointError, UnsupportedModel or UnsupportedFormat.
+    """
+    checkpoint = open_checkpoint(path)
+    architecture = find_architecture(checkpoint)
+    config = read_config(checkpoint, architecture, context)
+    stored = {
+        name.removesuffix(".weight"): from_checkpoint(checkpoint, info)
+        for name, info in checkpoint.tensors.items()
+        if name not in ROPE_TENSORS
+    }
+    metadata = checkpoint.metadata
+    kind = checkpoint.optional("tokenizer.ggml.model", str, "none")
+    return Source(
+        path=path,
+        kind="GGUF",
+        files=checkpoint.files,
+        size_bytes=checkpoint.size_bytes,
+        config=config,
+        weights=arrange(stored, architecture.gguf_names, config),
+        tokenizer_name=f"{kind} ({checkpoint.optional('tokenizer.ggml.pre', str, 'default')})",
+        tokenizer=lambda: Tokenizer.from_metadata(metadata, str(path)),
+        chat_template=(lambda tokenizer: _template(checkpoint, tokenizer)) if TEMPLATE in metadata else None,
+    )
+
+
+def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+    def text(key: str) -> str:
+        token = checkpoint.metadata.get(f"tokenizer.ggml.{key}")
+        return tokenizer.token_text(token) if isinstance(token, int) else ""
+
+    source = checkpoint.require(TEMPLATE, str)
+    bos, eos = text("bos_token_id"), text("eos_token_id")
+    return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(checkpoint.path))
+
+
+def find_architecture(checkpoint: Checkpoint) -> Architecture:
+    """The architecture that a GGUF file names."""
+    name = checkpoint.require("general.architecture", str)
+    if name == "llama" and checkpoint.optional("llama.expert_count", int, 0):
+        name = "mixtral"
+    architecture = models.find(models.GGUF_NAMES.get(name, name))
+    if not architecture.gguf_names:
+        raise UnsupportedModel(f"architecture {name!r} is supported in safetensors folders, not in GGUF files")
+    return architecture
+
+
+def read_config(checkpoint: Checkpoint, architecture: Architecture, context: int | None = None) -> Config:
     """Hyper-parameters of the model in a GGUF file.
 
     Raises UnsupportedModel for an architecture or option not known, CheckpointError for values that cannot be.
     """
     arch = checkpoint.require("general.architecture", str)
-    layout = models.find(arch).gguf_rope
 
     def size(key: str) -> int:
         return checkpoint.require(f"{arch}.{key}", int, minimum=1, maximum=MOST_SIZE)
@@ -45,8 +103,9 @@ def read_config(checkpoint: Checkpoint) -> Config:
         raise checkpoint.error("tensor token_embd.weight", "missing or not a matrix")
     if embedding.shape[1] != hidden:
         raise checkpoint.error("tensor token_embd.weight", f"shape {embedding.shape}, expected (*, {hidden})")
+    trained = checkpoint.require(f"{arch}.context_length", int, minimum=1, maximum=1 << 30)
     return Config(
-        model_type=arch,
+        model_type=architecture.model_type,
         name=checkpoint.optional("general.name", str, ""),
         layers=size("block_count"),
         hidden=hidden,
@@ -55,58 +114,61 @@ def read_config(checkpoint: Checkpoint) -> Config:
         head_dim=head_dim,
         feed_forward=size("feed_forward_length"),
         vocabulary=embedding.shape[0],
-        context=checkpoint.require(f"{arch}.context_length", int, minimum=1, maximum=1 << 30),
-        norm_eps=checkpoint.require(f"{arch}.attention.layer_norm_rms_epsilon", float, minimum=0.0, maximum=1.0),
+        context=trained,
+        norm_eps=checkpoint.require(_norm_key(checkpoint, arch), float, minimum=0.0, maximum=1.0),
         tied="output.weight" not in checkpoint.tensors,
-        rope=_read_rope(checkpoint, arch, head_dim, layout),
-        options={
-            "sliding_window": checkpoint.optional(f"{arch}.attention.sliding_window", int, 0),
-            "expert_count": checkpoint.optional(f"{arch}.expert_count", int, 0),
-        },
+        rope=_read_rope(checkpoint, architecture, head_dim, Positions(trained, context or trained)),
+        options={name: _option(checkpoint, arch, option) for name, option in architecture.options.items()},
     )
 
 
-def _read_rope(checkpoint: Checkpoint, arch: str, head_dim: int, layout: RopeLayout) -> Rope:
+def _norm_key(checkpoint: Checkpoint, arch: str) -> str:
+    layer = f"{arch}.attention.layer_norm_epsilon"
+    return layer if layer in checkpoint.metadata else f"{arch}.attention.layer_norm_rms_epsilon"
+
+
+def _option(checkpoint: Checkpoint, arch: str, option: Option) -> object:
+    key = f"{arch}.{option.gguf}"
+    if option.gguf is None or key not in checkpoint.metadata:
+        return option.default
+    return checkpoint.metadata[key]
+
+
+def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int, positions: Positions) -> Rope | None:
+    if not architecture.has_rope:
+        return None
+    arch = checkpoint.require("general.architecture", str)
     dims = checkpoint.optional(f"{arch}.rope.dimension_count", int, head_dim, minimum=2, maximum=head_dim)
     if dims % 2:
         raise checkpoint.error(f"key {arch}.rope.dimension_count", f"is {dims}, expected an even number")
     base = checkpoint.optional(f"{arch}.rope.freq_base", float, 10000.0, minimum=1.0, maximum=1e12)
-    scaling = checkpoint.optional(f"{arch}.rope.scaling.type", str, "none")
-    factors: tuple[float, ...] = ()
-    if scaling == "linear":
-        factor = checkpoint.require(f"{arch}.rope.scaling.factor", float, minimum=1.0, maximum=1e6)
-        factors = (factor,) * (dims // 2)
-    elif scaling != "none":
-        raise UnsupportedModel(f"rope scaling {scaling!r}, supported: 'none', 'linear', Llama 3's")
+    rope = Rope(dims, base, architecture.gguf_rope)
+    scaling: dict[str, object] = {}
+    for key, kind in (("factor", float), ("original_context_length", int), ("attn_factor", float)):
+        if f"{arch}.rope.scaling.{key}" in checkpoint.metadata:
+            scaling[key] = checkpoint.require(f"{arch}.rope.scaling.{key}", kind, minimum=1e-6, maximum=1e12)
+    if "original_context_length" in scaling:
+        scaling["original_max_position_embeddings"] = scaling.pop("original_context_length")
+    attention_factor = scaling.pop("attn_factor", None)
+    kind_name = checkpoint.optional(f"{arch}.rope.scaling.type", str, "none")
+    if LONG in checkpoint.tensors:
+        scaling |= {
+            "rope_type": "longrope",
+            "attention_factor": attention_factor,
+            "long_factor": _read_factors(checkpoint, LONG, dims // 2),
+            "short_factor": _read_factors(checkpoint, SHORT, dims // 2),
+        }
+        return scaled(rope, scaling, positions)
     if ROPE_FACTORS in checkpoint.tensors:
-        factors = _read_factors(checkpoint, dims // 2)
-    return Rope(dims, base, layout, factors)
+        return replace(rope, factors=_read_factors(checkpoint, ROPE_FACTORS, dims // 2))
+    return scaled(rope, {"rope_type": kind_name, **scaling}, positions)
 
 
-def _read_factors(checkpoint: Checkpoint, pairs: int) -> tuple[float, ...]:
-    info = checkpoint.tensors[ROPE_FACTORS]
+def _read_factors(checkpoint: Checkpoint, name: str, pairs: int) -> tuple[float, ...]:
+    info = checkpoint.tensor(name)
     if info.encoding != "F32" or info.shape != (pairs,):
-        raise checkpoint.error(f"tensor {ROPE_FACTORS}", f"{info.encoding} {info.shape}, expected F32 ({pairs},)")
-    values = checkpoint.read_rows(ROPE_FACTORS, 0, 1).view(np.float32).ravel()
+        raise checkpoint.error(f"tensor {name}", f"{info.encoding} {info.shape}, expected F32 ({pairs},)")
+    values = checkpoint.read_rows(name, 0, 1).view(np.float32).ravel()
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise checkpoint.error(f"tensor {ROPE_FACTORS}", "expected finite, positive numbers")
+        raise checkpoint.error(f"tensor {name}", "expected finite, positive numbers")
     return tuple(float(value) for value in values)
-
-
-def tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Our name (without `.weight`) of each tensor the architecture knows -> its name in the file.
-
-    Raises UnsupportedModel for a tensor the architecture does not know: ignoring one would give wrong text.
-    """
-    known = models.find(checkpoint.require("general.architecture", str)).gguf_names
-    names = {}
-    for tensor in checkpoint.tensors:
-        if tensor == ROPE_FACTORS:
-            continue
-        stem, _, kind = tensor.rpartition(".")
-        layer = re.match(r"blk\.(\d+)\.", stem)
-        pattern = re.sub(r"^blk\.\d+\.", "blk.{i}.", stem)
-        if kind != "weight" or pattern not in known:
-            raise UnsupportedModel(f"tensor {tensor} is not part of the architecture as supported")
-        names[known[pattern].replace("{i}", layer.group(1) if layer else "")] = tensor
-    return names

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cpuinfer.config import Rope
+from cpuinfer.config import Activation, Rope
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.ops import (
     ACTIVATIONS,
-    Activation,
     Attention,
     Embed,
     Experts,

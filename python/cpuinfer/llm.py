@@ -11,14 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from cpuinfer import loader, machine, store
-from cpuinfer.chat import ChatTemplate
+from cpuinfer.describe import PAGE_TOKENS, page_bytes, score_bytes
 from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
-from cpuinfer.loader import PAGE_TOKENS
 from cpuinfer.request import Generation, Logits, Request, Scoring
 from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
 from cpuinfer.sampling import SamplingParams
-from cpuinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,10 +43,12 @@ class LLM:
     runs, on any number of threads and any instruction set.
 
     Args:
-        model: a path to a GGUF file, `hf:owner/repo[:file-or-quant]`, or a built-in name.
+        model: a path to a GGUF file or a Hugging Face folder, `hf:owner/repo[:file-or-quant]`, or a built-in name.
         threads: worker threads; None takes as many as the machine has fast cores for this process.
         context: most positions of a sequence; None takes the model's own, or less where memory is short.
         isa: a kernel set by name; None takes CPUINFER_ISA, or the best this machine runs.
+        quantize: what the float weights of a Hugging Face folder become: int4 (None), int8, nf4, or none to stay as
+            they are; embeddings and the head keep 8 bits.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         isa: str | None = None,
+        quantize: str | None = None,
         keep_values: bool = False,
     ) -> None:
         from cpuinfer import _core
@@ -65,18 +66,18 @@ class LLM:
         start = time.perf_counter()
         self.isa: str = _core.select_kernels(isa)
         self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
-        blueprint = loader.open_model(self.path)
+        blueprint = loader.open_model(self.path, context=context, quantize=quantize)
         self.config: Config = blueprint.config
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
         self.context, cache_pages = _fit_context(self.config, context, self.threads)
-        metadata = blueprint.checkpoint.metadata
-        self.tokenizer = Tokenizer.from_metadata(metadata, str(self.path))
+        self.tokenizer = blueprint.source.tokenizer()
         if self.tokenizer.vocabulary > self.config.vocabulary:
             raise UnsupportedModel(
                 f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {self.config.vocabulary}"
             )
-        self._template = self._chat_template(metadata) if "tokenizer.chat_template" in metadata else None
+        compile_template = blueprint.source.chat_template
+        self._template = None if compile_template is None else compile_template(self.tokenizer)
         self._session = _core.Session(
             loader.load_program(blueprint, threads=self.threads),
             isa=self.isa,
@@ -186,18 +187,6 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
 
-    def _chat_template(self, metadata: Mapping[str, object]) -> ChatTemplate:
-        def text(key: str) -> str:
-            token = metadata.get(key)
-            return self.tokenizer.token_text(token) if isinstance(token, int) else ""
-
-        return ChatTemplate.from_metadata(
-            metadata,
-            bos_token=text("tokenizer.ggml.bos_token_id"),
-            eos_token=text("tokenizer.ggml.eos_token_id"),
-            origin=str(self.path),
-        )
-
     def _encode(self, prompt: Prompt) -> list[int]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
@@ -265,8 +254,8 @@ def _fit_context(config: Config, asked: int | None, threads: int) -> tuple[int, 
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
         raise InvalidRequest(f"context: {asked!r}, expected a positive integer")
     budget = int(machine.available_memory() * CACHE_SHARE)
-    page = loader.page_bytes(config)
-    scores = PAGE_TOKENS * loader.score_bytes(threads)
+    page = page_bytes(config)
+    scores = PAGE_TOKENS * score_bytes(threads)
     most = budget // (page + scores) * PAGE_TOKENS
     context = min(config.context, max(PAGE_TOKENS, most)) if asked is None else asked
     if most < context:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cpuinfer.config import Rope
+from cpuinfer.config import Activation, Rope
 
-Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
-"""max(z, 0); z / (1 + exp(-z)); z (1 + erf(z / sqrt 2)) / 2; its approximation by tanh (arXiv 1606.08415)."""
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "silu", "gelu", "gelu_tanh")
 
 

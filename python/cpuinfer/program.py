@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +19,22 @@ Vector = npt.NDArray[np.float32]
 
 
 def write_program(
-    ops: Sequence[Op], matrices: Mapping[str, _core.PackedMatrix], vectors: Mapping[str, Vector]
+    ops: Sequence[Op],
+    matrices: Mapping[str, _core.PackedMatrix],
+    vectors: Mapping[str, Vector],
+    orders: Mapping[str, npt.NDArray[np.int32] | None] = MappingProxyType({}),
 ) -> _core.Program:
-    """The ops in their order; `matrices` and `vectors` give every weight they name."""
+    """The ops in their order; `matrices` and `vectors` give every weight they name.
+
+    `orders`: by the op's name, the order in which its weights take their inputs, where that is not as they come.
+    """
     from cpuinfer import _core
 
     ropes = list(dict.fromkeys(op.rope for op in ops if isinstance(op, Attention) and op.rope is not None))
     program = _core.Program(
         [(np.array(rope.inverse_frequencies()), rope.layout == "interleaved", rope.magnitude) for rope in ropes]
     )
-    writer = _Writer(program, ropes, matrices, vectors)
+    writer = _Writer(program, ropes, matrices, vectors, orders)
     for op in ops:
         writer.write(op)
     return program
@@ -40,11 +47,13 @@ class _Writer:
         ropes: Sequence[Rope],
         matrices: Mapping[str, _core.PackedMatrix],
         vectors: Mapping[str, Vector],
+        orders: Mapping[str, npt.NDArray[np.int32] | None],
     ) -> None:
         self._program = program
         self._ropes = ropes
         self._matrices = matrices
         self._vectors = vectors
+        self._orders = orders
         self._ids: dict[Value, int] = {}
 
     def write(self, op: Op) -> None:
@@ -59,6 +68,7 @@ class _Writer:
                     act=op.act,
                     softcap=op.softcap,
                     residual=self._residual(op.residual),
+                    input_order=self._order(op.name),
                 )
                 self._ids.update(zip(op.outs, outs, strict=True))
             case _:
@@ -82,7 +92,13 @@ class _Writer:
                 )
             case Glu():
                 return program.glu(
-                    op.name, ids[op.x], self._norm(op.norm), matrices[op.gate], matrices[op.up], act=op.act
+                    op.name,
+                    ids[op.x],
+                    self._norm(op.norm),
+                    matrices[op.gate],
+                    matrices[op.up],
+                    act=op.act,
+                    input_order=self._order(op.name),
                 )
             case Experts():
                 return program.experts(
@@ -120,6 +136,10 @@ class _Writer:
             return None
         weight = self._vectors[norm.weight] + np.float32(norm.offset)
         return norm.kind, weight, None if norm.bias is None else self._vectors[norm.bias], norm.eps
+
+    def _order(self, name: str) -> list[int]:
+        order = self._orders.get(name)
+        return [] if order is None else order.tolist()
 
     def _residual(self, value: Value | None) -> int | None:
         return None if value is None else self._ids[value]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.config import Rope
+from cpuinfer.config import Activation, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.ops import Activation, Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
+from cpuinfer.ops import Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
 
 Array = npt.NDArray[np.float64]
 GROUP = 32

@@ -117,9 +117,10 @@ def make_tests(prompt_tokens: int, generate_tokens: int, depths: Sequence[int]) 
 
 def describe_model(spec: str | None) -> Description:
     """Find, if need be download, and read the header."""
-    from cpuinfer import loader, store
+    from cpuinfer import store
+    from cpuinfer.describe import describe
 
-    return loader.describe(store.resolve(spec, progress=sys.stderr.isatty()))
+    return describe(store.resolve(spec, progress=sys.stderr.isatty()))
 
 
 def measure(llm: LLM, test: Test) -> float:

@@ -155,9 +155,9 @@ def _measure(label: str, size: int, threads: int) -> Bandwidth:
 
 def predict(path: Path, machine: Machine, threads: int, *, achieved: bool) -> Roof:
     """The roof of a model, measured at the working set it decodes with or as much of it as half the free memory."""
-    from cpuinfer import loader
+    from cpuinfer.describe import describe
 
-    model = loader.describe(path)
+    model = describe(path)
     size = max(min(model.bytes_per_token, machine.memory.available // 2), LEAST_SHARE * threads)
     bandwidth = _measure("this model", size, threads)
     return Roof(

@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_model(spec: str, context: int | None) -> Description:
     """Find, if need be download, and read the header."""
-    from cpuinfer import loader, store
+    from cpuinfer import store
+    from cpuinfer.describe import describe
 
-    return loader.describe(store.resolve(spec, progress=sys.stderr.isatty()), context)
+    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context)
 
 
 def _print_tables(description: Description) -> None:

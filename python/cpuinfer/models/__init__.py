@@ -5,25 +5,87 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from cpuinfer.config import Config, RopeLayout
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.ops import Value
 
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A stored weight (and its bias) whose rows are several of ours.
+
+    "qkv": the query's, the key's and the value's; interleaved: of each key-value head in turn, its queries, key, value.
+    "equal": as many rows each.
+    """
+
+    names: tuple[str, ...]
+    sizes: Literal["qkv", "equal"]
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """A weight stored as (inputs, outputs)."""
+
+    target: str | Split
+
+
+@dataclass(frozen=True, slots=True)
+class OneRow:
+    """A vector that is a matrix of one row."""
+
+    name: str
+
+
+Target = str | Split | Transposed | OneRow | None
+"""What a stored tensor is of ours; None: known, and not needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Where a file says something about the architecture beyond Config's shapes."""
+
+    default: object
+    hf: str | Callable[[Json], object] | None = None
+    """Key of config.json, or what to make of it."""
+    gguf: str | None = None
+    """Key without the architecture's name: "attention.sliding_window"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a file in this folder defines: `build`, GGUF_NAMES and GGUF_ROPE."""
+    """What a file in this folder defines."""
 
+    model_type: str
     build: Callable[[Graph, Config], Value]
     """Records the forward pass and returns the logits."""
-    gguf_names: Mapping[str, str]
-    """GGUF tensor name without `.weight` -> ours; `{i}` stands for the layer."""
-    gguf_rope: RopeLayout
+    gguf_names: Mapping[str, Target] = field(default_factory=dict)
+    """GGUF tensor name without `.weight` or `.bias` -> ours; `{i}` stands for the layer.  Empty: not in GGUF files."""
+    gguf_rope: RopeLayout = "halves"
     """Converters to GGUF permute the rows of some architectures' query and key weights."""
+    hf_names: Mapping[str, Target] = field(default_factory=dict)
+    """The same for safetensors, `{e}` standing for the expert, whose rows follow one another in ours."""
+    hf_rope: RopeLayout = "halves"
+    hf_keys: Mapping[str, str | Callable[[Json], object]] = field(default_factory=dict)
+    """Config field -> key of config.json, where it is not Llama's."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    has_rope: bool = True
+
+
+GGUF_NAMES = {
+    "gptneox": "gpt_neox",
+    "gemma3": "gemma3_text",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "phi2": "phi",
+}
+"""GGUF's `general.architecture` -> our file, where they differ."""
 
 
 def supported() -> tuple[str, ...]:
@@ -37,8 +99,20 @@ def find(model_type: str) -> Architecture:
     if model_type not in known:
         raise UnsupportedModel(f"architecture {model_type!r} is not supported; supported: {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{model_type}")
+    names: Mapping[str, Target] = getattr(module, "GGUF_NAMES", {})
     return Architecture(
-        cast("Callable[[Graph, Config], Value]", module.build),
-        cast("Mapping[str, str]", module.GGUF_NAMES),
-        cast("RopeLayout", module.GGUF_ROPE),
+        model_type,
+        module.build,
+        names,
+        getattr(module, "GGUF_ROPE", "halves"),
+        getattr(module, "HF_NAMES", None) or _own_names(names),
+        getattr(module, "HF_ROPE", "halves"),
+        getattr(module, "HF_KEYS", {}),
+        getattr(module, "OPTIONS", {}),
+        getattr(module, "HAS_ROPE", True),
     )
+
+
+def _own_names(names: Mapping[str, Target]) -> dict[str, Target]:
+    """Our names are Hugging Face's for Llama and its kin."""
+    return {name: name for name in names.values() if isinstance(name, str)}

@@ -1,12 +1,10 @@
-"""Llama 3, SmolLM2 and others of their shape: grouped-query attention with rotary positions, SwiGLU.
-
-Llama 1 and 2 and TinyLlama have it too, but their SentencePiece tokenizers are not read in this release.
-"""
+"""Llama 1, 2 and 3, SmolLM2, TinyLlama and others of their shape: grouped-query attention, rotary positions, SwiGLU."""
 
 from __future__ import annotations
 
-from cpuinfer.config import Config
+from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
+from cpuinfer.models import Option
 from cpuinfer.ops import Value
 
 GGUF_ROPE = "interleaved"
@@ -24,6 +22,15 @@ GGUF_NAMES = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+HF_NAMES = {
+    **{name: name for name in GGUF_NAMES.values()},
+    "model.layers.{i}.self_attn.rotary_emb.inv_freq": None,
+}
+OPTIONS = {
+    "act": Option("silu", hf="hidden_act"),
+    "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
+    "expert_count": Option(0, gguf="expert_count"),
+}
 
 
 def build(g: Graph, c: Config) -> Value:
@@ -32,12 +39,26 @@ def build(g: Graph, c: Config) -> Value:
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            h = g.norm(x, "input_layernorm", c.norm_eps)
-            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-            a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
-            x = g.linear(a, "self_attn.o_proj", residual=x)
-            h = g.norm(x, "post_attention_layernorm", c.norm_eps)
-            m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act="silu")
-            x = g.linear(m, "mlp.down_proj", residual=x)
-    h = g.norm(x, "model.norm", c.norm_eps)
-    return g.linear(h, "model.embed_tokens" if c.tied else "lm_head")
+            x = attend(g, c, x, i, rope=c.rope)
+            x = feed_forward(g, c, x)
+    return head(g, c, x)
+
+
+def attend(g: Graph, c: Config, x: Value, i: int, *, rope: Rope | None, window: int = 0) -> Value:
+    """Attention read through a norm and added to its input."""
+    h = g.norm(x, "input_layernorm", c.norm_eps)
+    q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=rope, window=window)
+    return g.linear(a, "self_attn.o_proj", residual=x)
+
+
+def feed_forward(g: Graph, c: Config, x: Value) -> Value:
+    """A gated feed-forward layer read through a norm and added to its input."""
+    h = g.norm(x, "post_attention_layernorm", c.norm_eps)
+    m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act=c.activation())
+    return g.linear(m, "mlp.down_proj", residual=x)
+
+
+def head(g: Graph, c: Config, x: Value) -> Value:
+    """The last norm and the logits."""
+    return g.linear(g.norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")

@@ -1,0 +1,250 @@
+"""A Hugging Face folder as a model: config.json in our terms, safetensors as weights, plain or packed as published."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpuinfer import models, rope, weights
+from cpuinfer.chat import ChatTemplate
+from cpuinfer.config import Config, Rope
+from cpuinfer.errors import CheckpointError, UnsupportedFormat, UnsupportedModel
+from cpuinfer.formats.canonical import FloatRows, Rows
+from cpuinfer.models import Architecture, Json
+from cpuinfer.naming import arrange
+from cpuinfer.published import Reader, reader
+from cpuinfer.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
+from cpuinfer.tokenizer import Tokenizer, chat_template
+from cpuinfer.weights import Source, Weight
+
+CONFIG = "config.json"
+MOST_SIZE = 1 << 20
+"""No size in a real model's configuration comes near this; beyond it a file is damaged or hostile."""
+MOST_CONFIG = 10 << 20
+"""Bytes of config.json."""
+DEFAULT_QUANTIZE = "int4"
+_LAYOUTS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_KEYS: Mapping[str, str | Callable[[Json], object]] = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a path is a folder this module opens."""
+    return (path / CONFIG).is_file() and any((path / name).is_file() for name in (SINGLE, INDEX))
+
+
+def open_source(path: Path, *, context: int | None = None, quantize: str | None = None) -> Source:
+    """Open a folder.  Reads no weights.
+
+    `context`: positions it is opened for, which some rope scalings depend on; None: those the configuration names.
+    `quantize`: what float weights of matrices become: int4 (None), int8, nf4, or none to stay as they are.
+    Raises CheckpointError, UnsupportedModel or UnsupportedFormat.
+    """
+    settings = read_json(path / CONFIG)
+    settings = _inner(settings)
+    architecture = models.find(_text(settings, "model_type", path))
+    tensors = SafetensorsFolder(path)
+    config = read_config(settings, architecture, name=path.resolve().name, context=context)
+    packed = settings.get("quantization_config")
+    published = reader(packed) if isinstance(packed, Mapping) else None
+    if published is not None and quantize is not None:
+        raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out --quantize")
+    stored = _stored(tensors, published)
+    if config.tied and "lm_head" in stored and "lm_head" in architecture.hf_names:
+        del stored["lm_head"]  # a copy of the embedding table, which some folders keep
+    ours = arrange(stored, architecture.hf_names, config)
+    if published is None and quantize != "none":
+        ours = {name: _rounded(name, weight, quantize or DEFAULT_QUANTIZE) for name, weight in ours.items()}
+    return Source(
+        path=path,
+        kind="safetensors",
+        files=tensors.files,
+        size_bytes=tensors.size_bytes,
+        config=config,
+        weights=ours,
+        tokenizer_name=_tokenizer_name(path),
+        tokenizer=lambda: Tokenizer.from_folder(path),
+        chat_template=_template(path),
+    )
+
+
+def _rounded(name: str, weight: Weight, how: str) -> Weight:
+    """Embeddings and the head keep 8 bits: they are few, and errors in them reach every token."""
+    sensitive = name in {"model.embed_tokens", "model.embed_positions", "lm_head"}
+    return weights.quantised(weight, "int8" if sensitive and how != "none" else how)
+
+
+def read_config(settings: Json, architecture: Architecture, *, name: str = "", context: int | None = None) -> Config:
+    """A config.json in our terms.  Raises UnsupportedModel for what it lacks and for values that cannot be."""
+
+    def get(field: str) -> object:
+        key = {**_KEYS, **architecture.hf_keys}[field]
+        return key(settings) if callable(key) else settings.get(key)
+
+    def size(field: str, default: int | None = None) -> int:
+        value = get(field)
+        value = default if value is None else value
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not 1 <= value <= 1 << (30 if field == "context" else 20)
+        ):
+            raise UnsupportedModel(f"{CONFIG}: {field} is {value!r}, expected an integer from 1 on")
+        return value
+
+    hidden, heads = size("hidden"), size("heads")
+    head_dim = size("head_dim", hidden // heads)
+    eps = get("norm_eps")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
+        raise UnsupportedModel(f"{CONFIG}: norm_eps is {eps!r}, expected a number of 0 to 1")
+    trained = size("context", 2048 if not architecture.has_rope else None)
+    return Config(
+        model_type=architecture.model_type,
+        name=name,
+        layers=size("layers"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=size("kv_heads", heads),
+        head_dim=head_dim,
+        feed_forward=size("feed_forward"),
+        vocabulary=size("vocabulary"),
+        context=trained,
+        norm_eps=float(eps),
+        tied=settings.get("tie_word_embeddings") in {None, True}
+        if _tied_by_default(architecture.model_type)
+        else settings.get("tie_word_embeddings") is True,
+        rope=_read_rope(settings, architecture, head_dim, trained, context) if architecture.has_rope else None,
+        options={option: _option(settings, entry.hf, entry.default) for option, entry in architecture.options.items()},
+    )
+
+
+def _tied_by_default(model_type: str) -> bool:
+    """transformers leaves out of config.json what is its default."""
+    return model_type in {"gpt2", "gpt_neo", "bloom", "opt", "falcon", "gemma2", "gemma3_text", "starcoder2", "smollm3"}
+
+
+def _option(settings: Json, where: str | Callable[[Json], object] | None, default: object) -> object:
+    found = where(settings) if callable(where) else settings.get(where) if where is not None else None
+    return default if found is None else found
+
+
+def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
+    """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones."""
+    parameters = settings.get("rope_parameters") or {}
+    parameters = parameters.get("full_attention", parameters) if isinstance(parameters, Mapping) else {}
+    scaling = settings.get("rope_scaling") or {}
+    scaling = {**scaling, **parameters} if isinstance(scaling, Mapping) else parameters
+    share = scaling.get("partial_rotary_factor")
+    share = settings.get("partial_rotary_factor", settings.get("rotary_pct")) if share is None else share
+    share = 1.0 if share is None else share
+    dims = settings.get("rotary_dim") or (int(head_dim * share) if isinstance(share, (int, float)) else 0)
+    base = scaling.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000.0)))
+    if not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
+        raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
+    if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base <= 1e12:
+        raise UnsupportedModel(f"{CONFIG}: rope_theta is {base!r}, expected a number above 1")
+    original = settings.get("original_max_position_embeddings")
+    if original is not None:
+        scaling = {"original_max_position_embeddings": original, **scaling}
+    plain = Rope(dims, float(base), architecture.hf_rope)
+    return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
+
+
+def _stored(tensors: SafetensorsFolder, published: Reader | None) -> dict[str, Weight]:
+    stored: dict[str, Weight] = {}
+    packed: set[str] = set()
+    if published is not None:
+        prefixes = {name.rpartition(".")[0] for name in tensors.names()}
+        for prefix in sorted(prefix for prefix in prefixes if published.is_quantised(tensors, prefix)):
+            weight = published(tensors, prefix)
+            stored[prefix] = weights.from_published(weight)
+            packed.update(weight.tensor_names)
+    for name in tensors.names():
+        if name not in packed:
+            stored[name.removesuffix(".weight")] = _plain(tensors, name)
+    return stored
+
+
+def _plain(tensors: SafetensorsFolder, name: str) -> Weight:
+    dtype, shape = tensors.dtype(name), tensors.shape(name)
+
+    def rows(begin: int, end: int) -> Rows:
+        if layout is None:
+            raise UnsupportedFormat(f"{tensors.files[0].parent}: {name}: {dtype}, expected F32, F16 or BF16")
+        values = tensors.read_rows(name, begin, end)
+        return FloatRows(values.reshape(end - begin, -1) if len(shape) > 1 else values[None], layout)  # type: ignore[arg-type]
+
+    layout = _LAYOUTS.get(dtype)
+    return Weight(
+        name=name,
+        shape=shape if len(shape) < 2 else (math.prod(shape[:-1]), shape[-1]),
+        encoding=dtype,
+        layout=layout or "f32",  # type: ignore[arg-type]
+        file_bytes=tensors.bytes(name),
+        rows=rows,
+        floats=lambda: rows(0, shape[0]).to_float(np.float64).reshape(shape),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size."""
+    try:
+        if path.stat().st_size > MOST_CONFIG:
+            raise CheckpointError(f"{path}: more than {MOST_CONFIG >> 20} MiB, expected a small JSON file")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return found
+
+
+def _inner(settings: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration that has others too."""
+    text = settings.get("text_config")
+    if settings.get("model_type") == "gemma3" and isinstance(text, dict):
+        raise UnsupportedModel("gemma3 with an image encoder is not supported; its text-only models (gemma3_text) are")
+    return settings
+
+
+def _text(settings: Json, key: str, path: Path) -> str:
+    value = settings.get(key)
+    if not isinstance(value, str):
+        raise CheckpointError(f"{path / CONFIG}: {key} is {value!r}, expected a string")
+    return value
+
+
+def _tokenizer_name(path: Path) -> str:
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"):
+        if (path / name).is_file():
+            return name
+    return "none"
+
+
+def _template(path: Path) -> Callable[[Tokenizer], ChatTemplate] | None:
+    source = chat_template(path)
+    if source is None:
+        return None
+
+    def compiled(tokenizer: Tokenizer) -> ChatTemplate:
+        bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+        eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
+        return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(path))
+
+    return compiled

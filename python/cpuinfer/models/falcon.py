@@ -1,0 +1,95 @@
+"""Falcon: 7B (one key-value head, parallel blocks), 40B, 180B (grouped heads, two LayerNorms), RW (ALiBi, in sequence)."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph, alibi_slopes
+from cpuinfer.models import Json, Option, Split, Target, gpt2
+from cpuinfer.ops import Value
+
+
+def kv_heads(settings: Json) -> object:
+    """Key-value heads, which older configurations say by two flags."""
+    if settings.get("new_decoder_architecture"):
+        return settings.get("num_kv_heads")
+    return 1 if settings.get("multi_query", True) else settings.get("num_attention_heads")
+
+
+def has_alibi(settings: Json) -> object:
+    """Whether ALiBi takes the place of rotary positions."""
+    return settings.get("alibi", False)
+
+
+_PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
+_HF: dict[str, Target] = {
+    "word_embeddings": "model.embed_tokens",
+    "h.{i}.input_layernorm": "model.layers.{i}.input_layernorm",
+    "h.{i}.ln_attn": "model.layers.{i}.input_layernorm",
+    "h.{i}.ln_mlp": "model.layers.{i}.post_attention_layernorm",
+    "h.{i}.post_attention_layernorm": "model.layers.{i}.post_attention_layernorm",
+    "h.{i}.self_attention.query_key_value": Split(_PARTS, "qkv", interleaved=True),
+    "h.{i}.self_attention.dense": "model.layers.{i}.self_attn.o_proj",
+    "h.{i}.mlp.dense_h_to_4h": "model.layers.{i}.mlp.up_proj",
+    "h.{i}.mlp.dense_4h_to_h": "model.layers.{i}.mlp.down_proj",
+    "ln_f": "model.norm",
+}
+HF_NAMES: dict[str, Target] = {
+    **_HF,
+    **{f"transformer.{name}": ours for name, ours in _HF.items()},
+    "lm_head": "lm_head",
+}
+HF_KEYS = {
+    "layers": lambda settings: settings.get("num_hidden_layers", settings.get("n_layer")),
+    "heads": lambda settings: settings.get("num_attention_heads", settings.get("n_head")),
+    "kv_heads": kv_heads,
+    "context": lambda settings: settings.get("max_position_embeddings", 2048),
+    "norm_eps": "layer_norm_epsilon",
+    "feed_forward": lambda settings: settings.get("ffn_hidden_size") or 4 * settings.get("hidden_size", 0),
+}
+GGUF_NAMES: dict[str, Target] = {
+    "token_embd": "model.embed_tokens",
+    "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+    "blk.{i}.attn_norm_2": "model.layers.{i}.input_layernorm",
+    "blk.{i}.attn_qkv": Split(_PARTS, "qkv"),
+    "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
+    "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
+    "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+OPTIONS = {
+    "act": Option("gelu", hf="activation"),
+    "parallel": Option(True, hf="parallel_attn"),
+    "alibi": Option(False, hf=has_alibi),
+}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    rope, slopes = c.rope, ()
+    if c.flag("alibi"):  # added before the scores are scaled
+        rope, slopes = None, tuple(slope * c.head_dim**-0.5 for slope in alibi_slopes(c.heads))
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            a = g.attention(
+                q,
+                k,
+                v,
+                layer=i,
+                heads=c.heads,
+                kv_heads=c.kv_heads,
+                head_dim=c.head_dim,
+                rope=rope,
+                slopes=slopes,
+            )
+            attended = g.linear(a, "self_attn.o_proj", residual=x)
+            if not c.flag("parallel"):
+                h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
+            elif f"model.layers.{i}.post_attention_layernorm" in g.shapes:
+                h = g.layer_norm(x, "post_attention_layernorm", c.norm_eps)
+            m = g.linear(h, "mlp.up_proj", act=c.activation())
+            x = g.linear(m, "mlp.down_proj", residual=attended)
+    return gpt2.head(g, c, x)

@@ -1,0 +1,52 @@
+"""Gemma 3, text: Gemma 2 with normalised heads and no soft caps; five layers of six have a window and a rope apart."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config, Rope
+from cpuinfer.graph import Graph
+from cpuinfer.models import Json, Option, gemma2
+from cpuinfer.ops import Value
+
+
+def local_base(settings: Json) -> object:
+    """The base of local layers' rope, in older and newer configurations."""
+    parameters = settings.get("rope_parameters") or {}
+    local = parameters.get("sliding_attention") or {}
+    return local.get("rope_theta", settings.get("rope_local_base_freq"))
+
+
+GGUF_ROPE = "halves"
+GGUF_NAMES = {
+    **gemma2.GGUF_NAMES,
+    "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
+    "blk.{i}.attn_k_norm": "model.layers.{i}.self_attn.k_norm",
+}
+OPTIONS = {
+    **gemma2.OPTIONS,
+    "sliding_window": Option(1024, hf="sliding_window", gguf="attention.sliding_window"),
+    "every": Option(6, hf="sliding_window_pattern"),
+    "local_base": Option(10000.0, hf=local_base),
+}
+LARGEST = 62
+"""Layers of the 27B model, whose scores are scaled by hidden / heads; GGUF files do not say so."""
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    x = g.embed("model.embed_tokens", scale=c.hidden**0.5)
+    width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
+    near = Rope(c.head_dim, c.number("local_base"), "halves")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            local = gemma2.is_local(c, i, every=c.integer("every"))
+            q, k, v = g.linears(
+                gemma2.norm(g, c, x, "input_layernorm"), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+            )
+            offset = c.number("norm_offset")
+            q = g.head_norm(q, "self_attn.q_norm", c.norm_eps, heads=c.heads, offset=offset)
+            k = g.head_norm(k, "self_attn.k_norm", c.norm_eps, heads=c.kv_heads, offset=offset)
+            window, rope = (c.integer("sliding_window"), near) if local else (0, c.rope)
+            x = gemma2.attend(g, c, x, (q, k, v), i, window=window, rope=rope, width=width)
+            x = gemma2.feed_forward(g, c, x)
+    h = gemma2.norm(g, c, x, "model.norm")
+    return g.linear(h, "model.embed_tokens" if c.tied else "lm_head", softcap=c.number("logit_cap"))

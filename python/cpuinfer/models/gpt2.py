@@ -1,0 +1,95 @@
+"""GPT-2: learned positions, LayerNorms, weights stored as (inputs, outputs)."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import Option, Split, Target, Transposed
+from cpuinfer.ops import Value
+
+HAS_ROPE = False
+_QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
+GGUF_NAMES: dict[str, Target] = {
+    "token_embd": "model.embed_tokens",
+    "position_embd": "model.embed_positions",
+    "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+    "blk.{i}.attn_qkv": _QKV,
+    "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
+    "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
+    "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
+    "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_HF: dict[str, Target] = {
+    "wte": "model.embed_tokens",
+    "wpe": "model.embed_positions",
+    "h.{i}.ln_1": "model.layers.{i}.input_layernorm",
+    "h.{i}.attn.c_attn": Transposed(_QKV),
+    "h.{i}.attn.c_proj": Transposed("model.layers.{i}.self_attn.o_proj"),
+    "h.{i}.attn": None,
+    "h.{i}.attn.masked_bias": None,
+    "h.{i}.ln_2": "model.layers.{i}.post_attention_layernorm",
+    "h.{i}.mlp.c_fc": Transposed("model.layers.{i}.mlp.up_proj"),
+    "h.{i}.mlp.c_proj": Transposed("model.layers.{i}.mlp.down_proj"),
+    "ln_f": "model.norm",
+}
+HF_NAMES: dict[str, Target] = {
+    **_HF,
+    **{f"transformer.{name}": ours for name, ours in _HF.items()},
+    "lm_head": "lm_head",
+}
+HF_KEYS = {
+    "hidden": "n_embd",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "context": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+    "feed_forward": lambda settings: settings.get("n_inner") or 4 * settings.get("n_embd", 0),
+}
+OPTIONS = {
+    "act": Option("gelu_new", hf="activation_function"),
+    "scale_attn_weights": Option(True, hf="scale_attn_weights"),
+    "scale_attn_by_inverse_layer_idx": Option(False, hf="scale_attn_by_inverse_layer_idx"),
+}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    c.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    x = g.embed("model.embed_tokens", positions="model.embed_positions")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            x = attend(g, c, x, i)
+            x = feed_forward(g, c, x)
+    return head(g, c, x)
+
+
+def attend(g: Graph, c: Config, x: Value, i: int, *, scale: float | None = None, window: int = 0) -> Value:
+    """Attention without rotary positions, read through a LayerNorm and added to its input."""
+    h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+    q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    a = g.attention(
+        q,
+        k,
+        v,
+        layer=i,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        rope=None,
+        scale=scale,
+        window=window,
+    )
+    return g.linear(a, "self_attn.o_proj", residual=x)
+
+
+def feed_forward(g: Graph, c: Config, x: Value) -> Value:
+    """Two linears with an activation between, read through a LayerNorm and added to their input."""
+    h = g.layer_norm(x, "post_attention_layernorm", c.norm_eps)
+    return g.linear(g.linear(h, "mlp.up_proj", act=c.activation()), "mlp.down_proj", residual=x)
+
+
+def head(g: Graph, c: Config, x: Value) -> Value:
+    """The last LayerNorm and the logits."""
+    return g.linear(g.layer_norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")

@@ -1,0 +1,49 @@
+"""GPT-J: attention and feed-forward side by side behind one LayerNorm, heads rotated in part and by neighbours."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import Option, Target, gpt2
+from cpuinfer.ops import Value
+
+HF_ROPE = "interleaved"
+HF_NAMES: dict[str, Target] = {
+    "transformer.wte": "model.embed_tokens",
+    "transformer.h.{i}.ln_1": "model.layers.{i}.input_layernorm",
+    **{f"transformer.h.{{i}}.attn.{part}_proj": f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"},
+    "transformer.h.{i}.attn.out_proj": "model.layers.{i}.self_attn.o_proj",
+    "transformer.h.{i}.attn": None,
+    "transformer.h.{i}.attn.masked_bias": None,
+    "transformer.h.{i}.mlp.fc_in": "model.layers.{i}.mlp.up_proj",
+    "transformer.h.{i}.mlp.fc_out": "model.layers.{i}.mlp.down_proj",
+    "transformer.ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+HF_KEYS = {
+    "hidden": "n_embd",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "context": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
+    "feed_forward": lambda settings: settings.get("n_inner") or 4 * settings.get("n_embd", 0),
+}
+OPTIONS = {"act": Option("gelu_new", hf="activation_function")}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            x = parallel(g, c, x, i)
+    return gpt2.head(g, c, x)
+
+
+def parallel(g: Graph, c: Config, x: Value, i: int) -> Value:
+    """Attention and feed-forward that read the same LayerNorm, both added to its input."""
+    h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+    q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
+    attended = g.linear(a, "self_attn.o_proj", residual=x)
+    return g.linear(g.linear(h, "mlp.up_proj", act=c.activation()), "mlp.down_proj", residual=attended)

@@ -1,0 +1,22 @@
+"""Mistral: Llama with a window on attention, where the file names one."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import llama
+from cpuinfer.ops import Value
+
+GGUF_ROPE = llama.GGUF_ROPE
+GGUF_NAMES = llama.GGUF_NAMES
+OPTIONS = llama.OPTIONS
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            x = llama.attend(g, c, x, i, rope=c.rope, window=c.integer("sliding_window"))
+            x = llama.feed_forward(g, c, x)
+    return llama.head(g, c, x)

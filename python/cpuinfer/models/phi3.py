@@ -1,0 +1,36 @@
+"""Phi-3 and Phi-4: Llama with query, key and value, and gate and up, stored as one; LongRoPE; optionally a window."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import Option, Split, llama
+from cpuinfer.ops import Value
+
+_QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
+_GATE_UP = Split(("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"), "equal")
+GGUF_ROPE = "halves"
+GGUF_NAMES = {
+    **{name: ours for name, ours in llama.GGUF_NAMES.items() if "ffn_gate" not in name},
+    "blk.{i}.attn_qkv": _QKV,
+    "blk.{i}.ffn_up": _GATE_UP,
+}
+HF_NAMES = {
+    **llama.HF_NAMES,
+    "model.layers.{i}.self_attn.qkv_proj": _QKV,
+    "model.layers.{i}.mlp.gate_up_proj": _GATE_UP,
+}
+OPTIONS = {
+    "act": Option("silu", hf="hidden_act"),
+    "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
+}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            x = llama.attend(g, c, x, i, rope=c.rope, window=c.integer("sliding_window"))
+            x = llama.feed_forward(g, c, x)
+    return llama.head(g, c, x)

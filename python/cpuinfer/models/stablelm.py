@@ -1,0 +1,34 @@
+"""StableLM 2 and 3B-4E1T: Llama with LayerNorms and partly rotated heads, in parallel blocks or in sequence."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import Option, llama
+from cpuinfer.ops import Value
+
+GGUF_ROPE = "halves"
+GGUF_NAMES = llama.GGUF_NAMES
+HF_KEYS = {"norm_eps": "layer_norm_eps"}
+OPTIONS = {
+    "act": Option("silu", hf="hidden_act"),
+    "parallel": Option(False, hf="use_parallel_residual", gguf="use_parallel_residual"),
+    "qk_layernorm": Option(False, hf="qk_layernorm"),
+}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    c.expect(qk_layernorm=False)
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
+            attended = g.linear(a, "self_attn.o_proj", residual=x)
+            if not c.flag("parallel"):
+                h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
+            m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act=c.activation())
+            x = g.linear(m, "mlp.down_proj", residual=attended)
+    return g.linear(g.layer_norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")

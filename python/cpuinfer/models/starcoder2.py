@@ -1,0 +1,44 @@
+"""StarCoder2: grouped-query attention with rotary positions, LayerNorms and biases, optionally a window."""
+
+from __future__ import annotations
+
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.models import Option, Target, gpt2, llama
+from cpuinfer.ops import Value
+
+GGUF_ROPE = "halves"
+GGUF_NAMES: dict[str, Target] = {name: ours for name, ours in llama.GGUF_NAMES.items() if "ffn_gate" not in name}
+HF_NAMES: dict[str, Target] = {
+    **{name: name for name in GGUF_NAMES.values() if isinstance(name, str) and ".mlp." not in name},
+    "model.layers.{i}.mlp.c_fc": "model.layers.{i}.mlp.up_proj",
+    "model.layers.{i}.mlp.c_proj": "model.layers.{i}.mlp.down_proj",
+}
+HF_KEYS = {"norm_eps": "norm_epsilon"}
+OPTIONS = {
+    "act": Option("gelu_pytorch_tanh", hf="hidden_act"),
+    "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
+}
+
+
+def build(g: Graph, c: Config) -> Value:
+    """Record the forward pass; returns the logits."""
+    x = g.embed("model.embed_tokens")
+    for i in range(c.layers):
+        with g.scope(f"model.layers.{i}"):
+            h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            a = g.attention(
+                q,
+                k,
+                v,
+                layer=i,
+                heads=c.heads,
+                kv_heads=c.kv_heads,
+                head_dim=c.head_dim,
+                rope=c.rope,
+                window=c.integer("sliding_window"),
+            )
+            x = g.linear(a, "self_attn.o_proj", residual=x)
+            x = gpt2.feed_forward(g, c, x)
+    return gpt2.head(g, c, x)

@@ -1,0 +1,8 @@
+"""Text to token ids and back, from GGUF metadata or the files of a Hugging Face folder."""
+
+from __future__ import annotations
+
+from cpuinfer.tokenizer.base import Tokenizer, TokenizerWarning
+from cpuinfer.tokenizer.folder import chat_template
+
+__all__ = ["Tokenizer", "TokenizerWarning", "chat_template"]

@@ -1,0 +1,84 @@
+"""The keys ``tokenizer.ggml.*`` of a GGUF file, each checked as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.errors import CheckpointError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Values of token_type, those of SentencePiece's pieces."""
+
+
+class Keys:
+    """The keys of the tokenizer, each checked as it is read."""
+
+    def __init__(self, metadata: Mapping[str, object], source: str) -> None:
+        self._metadata = metadata
+        self.source = source
+
+    def get(self, key: str) -> object:
+        return self._metadata.get(f"tokenizer.ggml.{key}")
+
+    def refuse(self, key: str, fault: str) -> NoReturn:
+        raise CheckpointError(f"{self.source}: tokenizer.ggml.{key} {fault}")
+
+    def strings(self, key: str) -> list[str]:
+        value = self.get(key)
+        if not isinstance(value, (list, tuple)) or not set(map(type, value)) <= {str}:
+            self.refuse(key, "is missing or not a list of strings")
+        try:
+            "".join(value).encode()
+        except UnicodeEncodeError:
+            self.refuse(key, "has strings that are not UTF-8")
+        return list(value)
+
+    def tokens(self) -> list[str]:
+        tokens = self.strings("tokens")
+        if not tokens:
+            self.refuse("tokens", "is empty")
+        if len(set(tokens)) < len(tokens) or "" in tokens:
+            seen: set[str] = set()
+            for i, token in enumerate(tokens):
+                if not token or token in seen:
+                    self.refuse("tokens", f"[{i}] is {token!r}, expected a text that no other token has")
+                seen.add(token)
+        return tokens
+
+    def types(self, vocabulary: int) -> npt.NDArray[np.integer]:
+        """The kind of every token; all normal where the file does not say."""
+        value = self.get("token_type")
+        types = np.full(vocabulary, NORMAL) if value is None else np.asarray(value)
+        if types.shape != (vocabulary,) or types.dtype.kind not in "iu":
+            self.refuse("token_type", f"has shape {types.shape} of {types.dtype}, expected {vocabulary} integers")
+        return types
+
+    def scores(self, vocabulary: int) -> npt.NDArray[np.floating]:
+        """The score of every token."""
+        scores = np.asarray(self.get("scores"))
+        if scores.shape != (vocabulary,) or scores.dtype.kind != "f" or not np.isfinite(scores).all():
+            self.refuse("scores", f"has shape {scores.shape} of {scores.dtype}, expected {vocabulary} finite numbers")
+        return scores
+
+    def ids_of_type(self, kind: int, vocabulary: int) -> frozenset[int]:
+        return frozenset(np.flatnonzero(self.types(vocabulary) == kind).tolist())
+
+    def token_id(self, key: str, vocabulary: int) -> int | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < vocabulary:
+            self.refuse(key, f"is {value!r}, expected a token id from 0 to {vocabulary - 1}")
+        return int(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, (bool, np.bool_)):
+            self.refuse(key, f"is {value!r}, expected true or false")
+        return bool(value)

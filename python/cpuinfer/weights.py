@@ -1,0 +1,330 @@
+"""What the loader sees of a model's files: its configuration, and each weight by our name, however it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer import formats
+from cpuinfer.config import Config
+from cpuinfer.errors import UnsupportedFormat, UnsupportedModel
+from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Layout, Rows, TableRows
+from cpuinfer.published import PublishedWeight
+
+if TYPE_CHECKING:
+    from cpuinfer import _core
+    from cpuinfer.chat import ChatTemplate
+    from cpuinfer.checkpoint import Checkpoint, TensorInfo
+    from cpuinfer.tokenizer import Tokenizer
+
+PANEL = 16
+"""Rows of a packed panel; packing goes by whole panels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """One tensor of ours: what it is, and its rows in canonical form."""
+
+    name: str
+    """As the file calls it."""
+    shape: tuple[int, ...]
+    """(outputs, inputs), or (width,)."""
+    encoding: str
+    """How the file stores it: "Q4_K", "BF16", "GPTQ int4 g128"."""
+    layout: Layout
+    """How the kernels read it."""
+    file_bytes: int
+    rows: Callable[[int, int], Rows]
+    """(begin, end) -> canonical rows; several threads may ask at once."""
+    floats: Callable[[], npt.NDArray[np.float64]]
+    """() -> the values as the file means them, in the shape."""
+    zero: int = 0
+    has_zeros: bool = False
+    has_bias: bool = False
+    group: int = 32
+    table: npt.NDArray[np.float32] | None = None
+    input_order: npt.NDArray[np.int32] | None = None
+    """[inputs]: column i of `rows` is column input_order[i] of the weight."""
+    whole: bool = False
+    """Rows come from all of the stored tensor: better taken at once."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the kernels multiply floats."""
+        return self.layout in {"f32", "f16", "bf16"}
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes when packed: the weight's own bits, rows padded to whole panels."""
+        if len(self.shape) == 1:
+            return self.shape[0] * 4
+        rows, k = -(-self.shape[0] // PANEL) * PANEL, self.shape[1]
+        scales = k // self.group * (2 + 2 * self.has_bias + self.has_zeros)
+        match self.layout:
+            case "f32" | "f16" | "bf16":
+                return rows * k * (4 if self.layout == "f32" else 2)
+            case "int8":
+                return rows * (k + scales)
+            case "int4" | "table4":
+                return rows * (k // 2 + scales)
+        form = formats.find(self.layout.upper())
+        return rows * k // form.inputs * form.bytes
+
+    def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
+        """An empty packed matrix for this weight."""
+        from cpuinfer import _core
+
+        return _core.PackedMatrix(
+            self.layout,
+            self.shape[0],
+            self.shape[1],
+            zero=self.zero,
+            has_bias=self.has_bias,
+            has_zeros=self.has_zeros,
+            group=self.group,
+            table=self.table,
+            pool=pool,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An opened model, of any kind of files."""
+
+    path: Path
+    kind: str
+    """"GGUF" or "safetensors"."""
+    files: tuple[Path, ...]
+    size_bytes: int
+    config: Config
+    weights: Mapping[str, Weight]
+    """By our name; a bias is its weight's name plus ".bias"."""
+    tokenizer_name: str
+    tokenizer: Callable[[], Tokenizer]
+    chat_template: Callable[[Tokenizer], ChatTemplate] | None
+    """Compiles the template, if the files have one."""
+
+
+def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:
+    """A tensor of a GGUF file; those of more than two dimensions have their first ones together."""
+    try:
+        form = formats.find(info.encoding)
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"tensor {info.name}: {error}") from None
+    k = info.shape[-1]
+    shape = info.shape if len(info.shape) == 1 else (info.rows, k)
+
+    def rows(begin: int, end: int) -> Rows:
+        return form.decode(checkpoint.read_rows(info.name, begin, end), k)
+
+    return Weight(
+        name=info.name,
+        shape=shape,
+        encoding=info.encoding,
+        layout=form.layout,
+        file_bytes=info.bytes,
+        rows=rows,
+        floats=lambda: rows(0, info.rows).to_float(np.float64).reshape(shape),
+        zero=form.zero,
+        has_bias=form.has_bias,
+    )
+
+
+def from_published(weight: PublishedWeight) -> Weight:
+    """A packed layer of a published checkpoint."""
+    return Weight(
+        name=weight.name,
+        shape=weight.shape,
+        encoding=weight.encoding,
+        layout=weight.layout,
+        file_bytes=weight.file_bytes,
+        rows=weight.rows,
+        floats=weight.floats,
+        zero=weight.zero,
+        has_zeros=weight.has_zeros,
+        has_bias=weight.has_bias,
+        group=weight.group,
+        table=weight.table,
+        input_order=weight.input_order,
+    )
+
+
+def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
+    """Rows [begin, end) of several weights, one after another; of vectors, elements."""
+    first = pieces[0][0]
+    for weight, _, _ in pieces:
+        for field in ("layout", "zero", "has_zeros", "has_bias", "group"):
+            if getattr(weight, field) != getattr(first, field) or weight.shape[1:] != first.shape[1:]:
+                raise UnsupportedModel(f"{weight.name} and {first.name} are stored differently, expected the same")
+    if len(first.shape) == 1:
+        return _joined_vectors(pieces)
+    count = sum(end - begin for _, begin, end in pieces)
+
+    def rows(begin: int, end: int) -> Rows:
+        parts, at = [], 0
+        for weight, low, high in pieces:
+            start, stop = max(begin, at), min(end, at + high - low)
+            if start < stop:
+                parts.append(weight.rows(low + start - at, low + stop - at))
+            at += high - low
+        return _concatenated(parts)
+
+    return replace(
+        first,
+        shape=(count, first.shape[1]),
+        file_bytes=sum(w.file_bytes * (end - begin) // w.shape[0] for w, begin, end in pieces),
+        rows=rows,
+        floats=lambda: np.concatenate([w.floats()[begin:end] for w, begin, end in pieces]),
+    )
+
+
+def _joined_vectors(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
+    first = pieces[0][0]
+    count = sum(end - begin for _, begin, end in pieces)
+
+    def floats() -> npt.NDArray[np.float64]:
+        return np.concatenate([w.floats()[begin:end] for w, begin, end in pieces])
+
+    return replace(
+        first,
+        shape=(count,),
+        file_bytes=first.file_bytes * count // first.shape[0],
+        rows=lambda _begin, _end: FloatRows(floats().astype(np.float32)[None], "f32"),
+        floats=floats,
+    )
+
+
+def _concatenated(parts: Sequence[Rows]) -> Rows:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def together(get: Callable[[Any], npt.NDArray[Any] | None]) -> Any:
+        return None if get(first) is None else np.concatenate([get(part) for part in parts])
+
+    match first:
+        case IntegerRows():
+            return IntegerRows(
+                together(lambda p: p.codes),
+                together(lambda p: p.scale),
+                together(lambda p: p.bias),
+                first.zero,
+                together(lambda p: p.zeros),
+                first.group,
+            )
+        case TableRows():
+            return replace(first, codes=together(lambda p: p.codes), scale=together(lambda p: p.scale))
+        case BlockRows():
+            return replace(first, raw=together(lambda p: p.raw))
+        case FloatRows():
+            return replace(first, values=together(lambda p: p.values))
+
+
+def transposed(weight: Weight) -> Weight:
+    """A weight whose file has (inputs, outputs)."""
+    if len(weight.shape) == 1:
+        return weight
+    if not weight.is_float:
+        raise UnsupportedFormat(f"{weight.name}: {weight.encoding} stored as (inputs, outputs), expected floats")
+    inputs, outputs = weight.shape
+
+    def rows(begin: int, end: int) -> Rows:
+        stored = weight.rows(0, inputs)
+        assert isinstance(stored, FloatRows)  # as the layout says
+        return FloatRows(np.ascontiguousarray(stored.values.T[begin:end]), stored.layout)
+
+    return replace(weight, shape=(outputs, inputs), rows=rows, floats=lambda: weight.floats().T, whole=True)
+
+
+def one_row(weight: Weight) -> Weight:
+    """A vector as a matrix of one row."""
+    if len(weight.shape) != 1:
+        return weight
+    width = weight.shape[0]
+    return replace(
+        weight,
+        shape=(1, width),
+        layout="f32",
+        rows=lambda begin, end: FloatRows(weight.floats().astype(np.float32)[None][begin:end], "f32"),
+        floats=lambda: weight.floats()[None],
+    )
+
+
+def quantised(weight: Weight, how: str) -> Weight:
+    """A float weight rounded as it is loaded: int4 as Q4_0 is, int8 as Q8_0, nf4 in groups of 64.
+
+    A weight whose rows do not divide into groups stays as it is.
+    """
+    group = 64 if how == "nf4" else 32
+    if not weight.is_float or len(weight.shape) == 1 or weight.shape[1] % group:
+        return weight
+    round_rows = _ROUNDINGS[how]
+
+    def rows(begin: int, end: int) -> Rows:
+        return round_rows(weight.rows(begin, end).to_float(np.float32))
+
+    sample = round_rows(np.zeros((1, group), np.float32))
+    return replace(
+        weight,
+        encoding=f"{weight.encoding} as {how}",
+        layout="table4" if how == "nf4" else how,  # type: ignore[arg-type]
+        rows=rows,
+        floats=lambda: rows(0, weight.shape[0]).to_float(np.float64),
+        zero=sample.zero if isinstance(sample, IntegerRows) else 0,
+        group=group,
+        table=sample.table if isinstance(sample, TableRows) else None,
+    )
+
+
+def _to_int4(x: npt.NDArray[np.float32]) -> IntegerRows:
+    """The number of largest magnitude becomes -8, with its sign in the scale, so that all sixteen codes are used."""
+    groups = x.reshape(len(x), -1, 32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2, keepdims=True), axis=2)
+    return _to_codes(groups, (largest[:, :, 0] / -8).astype(np.float16), zero=8, last=15)
+
+
+def _to_int8(x: npt.NDArray[np.float32]) -> IntegerRows:
+    groups = x.reshape(len(x), -1, 32)
+    return _to_codes(groups, (np.abs(groups).max(axis=2) / 127).astype(np.float16), zero=128, last=255)
+
+
+def _to_codes(groups: npt.NDArray[np.float32], scale: npt.NDArray[np.float16], *, zero: int, last: int) -> IntegerRows:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = groups / scale.astype(np.float32)[:, :, None]
+    codes = np.clip(np.rint(np.where(np.isfinite(steps), steps, 0)) + zero, 0, last).astype(np.uint8)
+    return IntegerRows(codes.reshape(len(groups), -1), scale, zero=zero)
+
+
+NF4 = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+        *(0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+"""NormalFloat4 (QLoRA, arXiv 2305.14314, appendix E): the means of sixteen equal shares of a normal distribution."""
+
+
+def _to_nf4(x: npt.NDArray[np.float32]) -> TableRows:
+    groups = x.reshape(len(x), -1, 64)
+    scale = np.abs(groups).max(axis=2).astype(np.float16)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = groups / scale.astype(np.float32)[:, :, None]
+    middles = (NF4[1:] + NF4[:-1]) / 2
+    codes = np.searchsorted(middles, np.where(np.isfinite(unit), unit, 0)).astype(np.uint8)
+    return TableRows(codes.reshape(len(x), -1), scale, NF4, 64)
+
+
+_ROUNDINGS: dict[str, Callable[[npt.NDArray[np.float32]], IntegerRows | TableRows]] = {
+    "int4": _to_int4,
+    "int8": _to_int8,
+    "nf4": _to_nf4,
+}
+QUANTIZE = (*_ROUNDINGS, "none")
