@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import published_files as files
+from cpuinfer import _core
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
 from cpuinfer.published import PublishedWeight, reader
@@ -552,6 +553,20 @@ def test_options_among_the_tensors_that_are_missing_or_of_another_type_are_named
     for broken in (sound, {**sound, P + part: array.astype(np.float32)}):
         with pytest.raises(CheckpointError, match=rf"^{P}{part}: .*expected"):
             reader(config)(MemoryTensors(broken), P)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_rows_are_packed_into_the_matrix_that_the_weight_asks_for(format_name):
+    config, sound = damaged(format_name)
+    weight = reader(config)(MemoryTensors(sound), P)
+    matrix = weight.new_matrix(_core.BufferPool(1 << 16))
+    for begin in range(0, 48, 16):
+        weight.rows(begin, begin + 16).pack(matrix, begin)
+    assert (matrix.encoding, matrix.bytes) == (weight.layout, 48 * weight.packed_row_bytes)
+    values = np.stack([matrix.read_row(row) for row in range(48)])
+    # fp32 arithmetic, and tables in steps of their largest magnitude / 32512.
+    slack = np.abs(weight.floats()).max() * (2**-22 if weight.table is None else 1 / 32512)
+    np.testing.assert_allclose(values, unrounded(weight), rtol=0, atol=slack)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
