@@ -83,7 +83,7 @@ def check(config, arrays, values, *, exact=True):
     assert not read.is_quantised(tensors, "lm_head")
     weight = read(tensors, P, values.shape)
     np.testing.assert_array_equal(weight.floats(), values)
-    cuts = sorted({1, 3, values.shape[0] // 2, values.shape[0] - 5})
+    cuts = sorted({1, 3, values.shape[0] // 2, values.shape[0] - 3})
     if exact:
         np.testing.assert_array_equal(unrounded(weight, *cuts), values)
     assert weight.shape == values.shape
@@ -328,7 +328,7 @@ def test_bitsandbytes_double_quantisation_is_undone_in_fp32():
     assert (np.abs(unrounded(weight, 7) - values) <= np.abs(values) * 2**-11).all()
 
 
-@pytest.mark.parametrize(("n", "k", "group"), [(*size, 32) for size in SIZES] + [(48, 64, 64), (40, 128, 64)])
+@pytest.mark.parametrize(("n", "k", "group"), [(*size, 32) for size in SIZES] + [(48, 64, 64), (9, 128, 64)])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_hqq_gives_the_numbers_that_were_packed(n, k, group, bits):
     codes, scales, zeros, values = numbers(n, k, group, bits)

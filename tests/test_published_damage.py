@@ -8,7 +8,7 @@ import pytest
 import published_files as files
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
 from cpuinfer.published import reader
-from published_files import AWQ, BNB, FORMATS, GPTQ, ROUND, MemoryTensors, P, compressed, example, numbers
+from published_files import AWQ, BNB, FORMATS, GPTQ, HQQ, ROUND, MemoryTensors, P, compressed, example, numbers
 
 
 @pytest.mark.parametrize(
@@ -194,3 +194,11 @@ def test_rows_of_awkward_length_are_refused():
     arrays = files.gptq(P, np.zeros((8, 40), int), np.ones((8, 1), np.float16), np.ones((8, 1), int), 4)
     with pytest.raises(UnsupportedFormat, match=r"qweight: 40 columns, expected a multiple of 32"):
         reader({**GPTQ, "group_size": -1})(MemoryTensors(arrays), P)
+
+
+def test_nibbles_of_hqq_without_a_pair_are_refused():
+    arrays = files.hqq(P, np.ones((4, 32)), np.ones((4, 1), np.float16), np.ones((4, 1), np.float16), 4, group=32)
+    odd = {f"{P}.W_q": arrays[f"{P}.W_q"][:1], f"{P}.shape": np.array([3, 32])}
+    odd |= {name: arrays[name][:3] for name in (f"{P}.scale", f"{P}.zero")}
+    with pytest.raises(CheckpointError, match=r"W_q: 3 groups of 4 bits, expected an even number"):
+        reader(HQQ)(MemoryTensors({**arrays, **odd}), P)
