@@ -193,3 +193,64 @@ def mxfp4(prefix: str, codes: npt.NDArray[Any], exponents: npt.NDArray[Any]) -> 
         f"{prefix}_blocks": np.array(pairs, np.uint8).reshape(*outer, k // 32, 16),
         f"{prefix}_scales": exponents.astype(np.uint8),
     }
+
+
+P = "model.layers.0.self_attn.q_proj"
+NF4 = np.linspace(-1, 1, 16, dtype=np.float32) ** 3  # any table will do: the file's is used
+FP4 = np.array([0, 0.0052083, 0.6667, 1, 0.3333, 0.5, 0.1667, 0.25] * 2, np.float32) * np.repeat([1, -1], 8)
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+HQQ = {"quant_method": "hqq", "quant_config": {}, "skip_modules": ["lm_head"]}
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+FORMATS = ["gptq", "awq", "compressed", "ordered", "bnb", "nested", "hqq", "mxfp4"]
+
+
+def compressed(bits: int = 4, group: int = 32, symmetric: bool = True, **options: object) -> dict[str, Any]:
+    strategy = "channel" if group == -1 else "group"
+    weights = {"num_bits": bits, "group_size": None if group == -1 else group, "strategy": strategy, "type": "int"}
+    one = {"targets": ["Linear"], "weights": {**weights, "symmetric": symmetric, **options}, "input_activations": None}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": one}}
+
+
+def count_groups(k, group):
+    return 1 if group == -1 else -(-k // group)
+
+
+def numbers(n, k, group, bits, *, index=None, seed=1):
+    """codes [n, k], fp16 scales and zeros [n, groups] of every size and sign, and the values that they mean."""
+    rng = np.random.default_rng(seed)
+    count = count_groups(k, group)
+    codes = rng.integers(0, 1 << bits, (n, k))
+    zeros = rng.integers(0, 1 << bits, (n, count))
+    zeros[0, 0], zeros[-1, -1] = 0, (1 << bits) - 1
+    scales = rng.normal(0, 0.01, (n, count)).astype(np.float16)
+    if index is None:
+        index = np.zeros(k, int) if group == -1 else np.arange(k) // group
+    values = scales.astype(np.float64)[:, index] * (codes - zeros[:, index])
+    return codes, scales, zeros, values
+
+
+def example(format_name: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """A config and the tensors of a weight of (48, 64)."""
+    codes, scales, zeros, _ = numbers(48, 64, 32, 4)
+    exponents = np.full((48, 2), 120)
+    return {
+        "gptq": ({**GPTQ, "desc_act": True}, gptq(P, codes, scales, zeros, 4, g_idx=np.arange(64) // 32)),
+        "awq": (AWQ, awq(P, codes, scales, zeros)),
+        "compressed": (compressed(symmetric=False), compressed_tensors(P, codes - 8, scales, zeros - 8, 4)),
+        "ordered": (
+            compressed(actorder="group"),
+            compressed_tensors(P, codes - 8, scales, None, 4, g_idx=np.arange(64) // 32),
+        ),
+        "bnb": (BNB, bitsandbytes(P, codes, NF4, np.ones(48, np.float32), 64)),
+        "nested": (
+            BNB,
+            bitsandbytes(
+                P, codes, NF4, np.ones(48, np.uint8), 64, nested=(np.ones(1, np.float32), np.ones(256, np.float32), 0.5)
+            ),
+        ),
+        "hqq": (HQQ, hqq(P, codes, scales, zeros.astype(np.float16), 4, group=32)),
+        "mxfp4": (MXFP4, mxfp4(P, codes, exponents)),
+    }[format_name]

@@ -7,46 +7,29 @@ import numpy as np
 import pytest
 
 import published_files as files
-from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
+from cpuinfer import _core
+from cpuinfer.errors import CheckpointError
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
 from cpuinfer.published import PublishedWeight, reader
-from published_files import MemoryTensors, bf16
+from published_files import (
+    AWQ,
+    BNB,
+    FORMATS,
+    FP4,
+    GPTQ,
+    HQQ,
+    MXFP4,
+    NF4,
+    ROUND,
+    MemoryTensors,
+    P,
+    bf16,
+    compressed,
+    example,
+    numbers,
+)
 
-P = "model.layers.0.self_attn.q_proj"
 SIZES = [(48, 64), (16, 96), (8, 160), (40, 128)]
-NF4 = np.linspace(-1, 1, 16, dtype=np.float32) ** 3  # any table will do: the file's is used
-FP4 = np.array([0, 0.0052083, 0.6667, 1, 0.3333, 0.5, 0.1667, 0.25] * 2, np.float32) * np.repeat([1, -1], 8)
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
-ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": False}
-BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-HQQ = {"quant_method": "hqq", "quant_config": {}, "skip_modules": ["lm_head"]}
-MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-
-
-def compressed(bits=4, group=32, symmetric=True, **options):
-    strategy = "channel" if group == -1 else "group"
-    weights = {"num_bits": bits, "group_size": None if group == -1 else group, "strategy": strategy, "type": "int"}
-    one = {"targets": ["Linear"], "weights": {**weights, "symmetric": symmetric, **options}, "input_activations": None}
-    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": one}}
-
-
-def count_groups(k, group):
-    return 1 if group == -1 else -(-k // group)
-
-
-def numbers(n, k, group, bits, *, index=None, seed=1):
-    """codes [n, k], fp16 scales and zeros [n, groups] of every size and sign, and the values that they mean."""
-    rng = np.random.default_rng(seed)
-    count = count_groups(k, group)
-    codes = rng.integers(0, 1 << bits, (n, k))
-    zeros = rng.integers(0, 1 << bits, (n, count))
-    zeros[0, 0], zeros[-1, -1] = 0, (1 << bits) - 1
-    scales = rng.normal(0, 0.01, (n, count)).astype(np.float16)
-    if index is None:
-        index = np.zeros(k, int) if group == -1 else np.arange(k) // group
-    values = scales.astype(np.float64)[:, index] * (codes - zeros[:, index])
-    return codes, scales, zeros, values
 
 
 def unrounded(weight: PublishedWeight, *cuts: int):
@@ -100,7 +83,7 @@ def check(config, arrays, values, *, exact=True):
     assert not read.is_quantised(tensors, "lm_head")
     weight = read(tensors, P, values.shape)
     np.testing.assert_array_equal(weight.floats(), values)
-    cuts = sorted({1, 3, values.shape[0] // 2, values.shape[0] - 5})
+    cuts = sorted({1, 3, values.shape[0] // 2, values.shape[0] - 3})
     if exact:
         np.testing.assert_array_equal(unrounded(weight, *cuts), values)
     assert weight.shape == values.shape
@@ -345,12 +328,9 @@ def test_bitsandbytes_double_quantisation_is_undone_in_fp32():
     assert (np.abs(unrounded(weight, 7) - values) <= np.abs(values) * 2**-11).all()
 
 
-@pytest.mark.parametrize(("n", "k"), SIZES)
-@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize(("n", "k", "group"), [(*size, 32) for size in SIZES] + [(48, 64, 64), (9, 128, 64)])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_hqq_gives_the_numbers_that_were_packed(n, k, group, bits):
-    if k % group:
-        pytest.skip("groups that run on into the next row are refused")
     codes, scales, zeros, values = numbers(n, k, group, bits)
     weight = check(HQQ, files.hqq(P, codes, scales, zeros.astype(np.float16), bits, group=group), values)
     assert weight.encoding == f"HQQ int{bits} g{group}"
@@ -408,211 +388,15 @@ def test_scales_of_other_types_become_fp16_rounded_once(stored):
     assert (np.abs(unrounded(weight, 5) - values) <= np.maximum(np.abs(values) * 2**-11, least)).all()
 
 
-@pytest.mark.parametrize(
-    ("scale", "error", "message"),
-    [
-        (np.nan, CheckpointError, r"q_proj\.scales: nan, expected finite numbers"),
-        (np.inf, CheckpointError, r"q_proj\.scales: inf, expected finite numbers"),
-        (1e5, UnsupportedFormat, r"q_proj\.scales: 100000, expected at most 65504 \(fp16\)"),
-    ],
-)
-def test_scales_that_fp16_does_not_hold_are_refused(scale, error, message):
-    codes, scales, zeros, _ = numbers(48, 64, 32, 4)
-    wide = scales.astype(np.float32)
-    wide[17, 1] = scale
-    weight = reader(GPTQ)(MemoryTensors(files.gptq(P, codes, wide, zeros, 4)), P)
-    weight.rows(0, 17)
-    with pytest.raises(error, match=message):
-        weight.rows(16, 32)
-
-
-@pytest.mark.parametrize(("begin", "end"), [(-1, 2), (3, 2), (0, 49)])
-def test_rows_outside_the_weight_are_refused(begin, end):
-    codes, scales, zeros, _ = numbers(48, 64, 32, 4)
-    weight = reader(GPTQ)(MemoryTensors(files.gptq(P, codes, scales, zeros, 4)), P)
-    with pytest.raises(InvalidRequest, match=r"rows \[.*\), expected a range in \[0, 48\)"):
-        weight.rows(begin, end)
-
-
-def group_0(**options):
-    config = compressed()
-    config["config_groups"]["group_0"] |= options
-    return config
-
-
-@pytest.mark.parametrize(
-    ("config", "error", "message"),
-    [
-        ({}, CheckpointError, "quant_method is None, expected a string"),
-        ({"quant_method": ["gptq"]}, CheckpointError, "quant_method is"),
-        (
-            {"quant_method": "fp8"},
-            UnsupportedFormat,
-            "quant_method fp8 is not supported; supported are auto-round, awq",
-        ),
-        ({**GPTQ, "bits": 3}, UnsupportedFormat, "GPTQ: bits 3 is not supported; supported are 4, 8"),
-        ({**GPTQ, "bits": "4"}, CheckpointError, "bits is '4', expected an integer"),
-        ({**GPTQ, "bits": True}, CheckpointError, "bits is True, expected an integer"),
-        ({**GPTQ, "bits": None}, CheckpointError, "bits is missing, expected an integer"),
-        ({**GPTQ, "group_size": 16}, UnsupportedFormat, "GPTQ: group_size 16 is not supported"),
-        ({**GPTQ, "checkpoint_format": "marlin"}, UnsupportedFormat, "checkpoint_format marlin is not supported"),
-        ({**GPTQ, "is_marlin_format": True}, UnsupportedFormat, "is_marlin_format is not supported"),
-        ({**GPTQ, "pack_dtype": "int16"}, UnsupportedFormat, "pack_dtype int16"),
-        ({**GPTQ, "dynamic": {"+:.*down": {"bits": 8}}}, UnsupportedFormat, r"dynamic '\+:\.\*down'"),
-        ({**AWQ, "bits": 8}, UnsupportedFormat, "AWQ: bits 8"),
-        ({**AWQ, "version": "gemv"}, UnsupportedFormat, "AWQ: version gemv is not supported; supported are gemm"),
-        ({**ROUND, "bits": 2}, UnsupportedFormat, "AutoRound: bits 2"),
-        ({**ROUND, "packing_format": "auto_round:exllamav2"}, UnsupportedFormat, "packing_format auto_round:exllamav2"),
-        ({**ROUND, "data_type": "mx_fp"}, UnsupportedFormat, "data_type mx_fp"),
-        ({**ROUND, "act_bits": 8}, UnsupportedFormat, "activations of 8 bits"),
-        ({**ROUND, "extra_config": {".*down": {"bits": 8}}}, UnsupportedFormat, r"extra_config '\.\*down'"),
-        (group_0(input_activations={"num_bits": 8}), UnsupportedFormat, r"quantised activations \(group_0: input_act"),
-        (group_0(format="float-quantized"), UnsupportedFormat, "format float-quantized"),
-        ({**compressed(), "config_groups": {}}, CheckpointError, "config_groups is empty"),
-        ({**compressed(), "config_groups": [1]}, CheckpointError, "config_groups is list, expected an object"),
-        ({**compressed(), "kv_cache_scheme": {"num_bits": 8}}, UnsupportedFormat, "kv_cache_scheme"),
-        ({**compressed(), "transform_config": {"R1": {}}}, UnsupportedFormat, "transform_config"),
-        ({**compressed(), "sparsity_config": {"format": "sparse-24"}}, UnsupportedFormat, "sparse-24"),
-        (compressed(bits=3), UnsupportedFormat, "num_bits 3"),
-        (compressed(type="float"), UnsupportedFormat, "type float"),
-        (compressed(strategy="tensor"), UnsupportedFormat, "strategy tensor"),
-        ({**BNB, "load_in_8bit": True}, UnsupportedFormat, "load_in_8bit is not supported"),
-        ({**BNB, "bnb_4bit_quant_type": "int4"}, UnsupportedFormat, "bnb_4bit_quant_type int4"),
-    ],
-)
-def test_what_is_not_read_is_refused_by_name(config, error, message):
-    with pytest.raises(error, match=message):
-        reader(config)
-
-
-def damaged(format_name):
-    """A config and its sound tensors."""
-    codes, scales, zeros, _ = numbers(48, 64, 32, 4)
-    exponents = np.full((48, 2), 120)
-    return {
-        "gptq": ({**GPTQ, "desc_act": True}, files.gptq(P, codes, scales, zeros, 4, g_idx=np.arange(64) // 32)),
-        "awq": (AWQ, files.awq(P, codes, scales, zeros)),
-        "compressed": (compressed(symmetric=False), files.compressed_tensors(P, codes - 8, scales, zeros - 8, 4)),
-        "ordered": (
-            compressed(actorder="group"),
-            files.compressed_tensors(P, codes - 8, scales, None, 4, g_idx=np.arange(64) // 32),
-        ),
-        "bnb": (BNB, files.bitsandbytes(P, codes, NF4, np.ones(48, np.float32), 64)),
-        "nested": (
-            BNB,
-            files.bitsandbytes(
-                P, codes, NF4, np.ones(48, np.uint8), 64, nested=(np.ones(1, np.float32), np.ones(256, np.float32), 0.5)
-            ),
-        ),
-        "hqq": (HQQ, files.hqq(P, codes, scales, zeros.astype(np.float16), 4, group=32)),
-        "mxfp4": (MXFP4, files.mxfp4(P, codes, exponents)),
-    }[format_name]
-
-
-FORMATS = ["gptq", "awq", "compressed", "ordered", "bnb", "nested", "hqq", "mxfp4"]
-ARRAYS = {
-    "gptq": [".qweight", ".scales", ".qzeros", ".g_idx"],
-    "awq": [".qweight", ".scales", ".qzeros"],
-    "compressed": [".weight_packed", ".weight_scale", ".weight_zero_point"],
-    "ordered": [".weight_g_idx"],
-    "bnb": [".weight", ".weight.absmax", ".weight.quant_map"],
-    "nested": [".weight.absmax", ".weight.nested_absmax", ".weight.nested_quant_map"],
-    "hqq": [".W_q", ".scale", ".zero"],
-    "mxfp4": ["_blocks", "_scales"],
-}
-NUMBERS = ["nbits", "group_size", "axis", "quant_scale", "quant_zero", "view_as_float", "packing", "shape"]
-
-
-@pytest.mark.parametrize(("format_name", "part"), [(name, part) for name, parts in ARRAYS.items() for part in parts])
-@pytest.mark.parametrize("change", ["missing", "type", "empty", "longer", "narrower"])
-def test_a_tensor_that_is_missing_or_of_another_size_or_type_is_named(format_name, part, change):
-    config, sound = damaged(format_name)
-    reader(config)(MemoryTensors(sound), P, (48, 64)).rows(0, 48)
-    array = sound.pop(P + part)
-    changed = {
-        "type": array.astype(np.float32 if array.dtype == np.int32 else np.int32),
-        "empty": array[:0],
-        "longer": np.concatenate([array, array]),
-        "narrower": array[..., :-1],
-    }
-    broken = {**sound, P + part: changed[change]} if change in changed else sound
-    with pytest.raises(CheckpointError, match=rf"^{P}{part}: .*expected") as caught:
-        reader(config)(MemoryTensors(broken), P, (48, 64))
-    assert change != "missing" or f"{part}: missing" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("format_name", "part"),
-    [("compressed", ".weight_shape"), ("bnb", ".weight.quant_state.bitsandbytes__nf4")]
-    + [("hqq", f".{number}") for number in NUMBERS],
-)
-def test_options_among_the_tensors_that_are_missing_or_of_another_type_are_named(format_name, part):
-    config, sound = damaged(format_name)
-    array = sound.pop(P + part)
-    for broken in (sound, {**sound, P + part: array.astype(np.float32)}):
-        with pytest.raises(CheckpointError, match=rf"^{P}{part}: .*expected"):
-            reader(config)(MemoryTensors(broken), P)
-
-
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_a_weight_of_another_shape_than_the_model_has_is_refused(format_name):
-    config, sound = damaged(format_name)
-    with pytest.raises(CheckpointError, match=r"a weight of shape \(48, 64\), expected \(64, 48\)"):
-        reader(config)(MemoryTensors(sound), P, (64, 48))
-
-
-@pytest.mark.parametrize(
-    ("format_name", "part", "value", "error", "message"),
-    [
-        ("gptq", ".g_idx", 2, CheckpointError, r"g_idx: group 2, expected 0 to 1"),
-        ("gptq", ".g_idx", -1, CheckpointError, r"g_idx: group -1, expected 0 to 1"),
-        ("gptq", ".g_idx", 1, UnsupportedFormat, r"g_idx: a group of 31 columns, expected multiples of 32"),
-        ("ordered", ".weight_g_idx", 2, CheckpointError, r"weight_g_idx: group 2, expected 0 to 1"),
-        ("bnb", ".weight.quant_map", np.nan, CheckpointError, r"quant_map: .*, expected finite numbers"),
-        ("bnb", ".weight.absmax", np.inf, CheckpointError, r"absmax: inf, expected finite numbers"),
-        ("hqq", ".axis", 0, UnsupportedFormat, r"axis 0 is not supported; supported are 1"),
-        ("hqq", ".quant_zero", 1, UnsupportedFormat, r"quant_zero 1"),
-        ("hqq", ".view_as_float", 1, UnsupportedFormat, r"view_as_float 1"),
-        ("hqq", ".packing", ord("2"), UnsupportedFormat, r"packing 2bit_u8"),
-        ("hqq", ".nbits", 8, CheckpointError, r"nbits: 8, expected 4 as packing is 4bit_u8"),
-        ("hqq", ".group_size", 16, UnsupportedFormat, r"group_size 16"),
-        ("hqq", ".group_size", 128, UnsupportedFormat, r"groups of 128 in rows of 64"),
-        ("hqq", ".zero", np.inf, CheckpointError, r"zero: -?inf, expected finite numbers"),
-        ("mxfp4", "_scales", 255, CheckpointError, r"_scales: 255, expected at most 252"),
-    ],
-)
-def test_a_number_out_of_its_range_is_refused(format_name, part, value, error, message):
-    config, sound = damaged(format_name)
-    changed = sound[P + part].copy()
-    changed.flat[0] = value
-    with pytest.raises(error, match=message):
-        reader(config)(MemoryTensors({**sound, P + part: changed}), P).rows(0, 48)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "5", "null", "{", "[" * 60_000, '{"quant_type": "nf4"}', "{}" + " " * 70_000, "\xff"]
-    + [
-        '{"quant_type": "nf4", "shape": [48, 64], "blocksize": SIZE}'.replace("SIZE", size)
-        for size in ("0", "-64", "63", "1e400", '"64x"', "null", "NaN", "4128", "9" * 30, "9" * 5000)
-    ]
-    + ['{"quant_type": "fp4", "shape": [48, 64], "blocksize": 64}']
-    + [
-        '{"quant_type": "nf4", "blocksize": 64, "shape": SIZE}'.replace("SIZE", size)
-        for size in ("[48]", "48", "[[48], 64]", "[-48, -64]")
-    ]
-    + ['{"quant_type": "nf4", "shape": [48, 64], "blocksize": 64, "nested_blocksize": 1, "nested_offset": 1e300}']
-    + ['{"quant_type": "nf4", "shape": [48, 64], "blocksize": 64, "nested_blocksize": 0, "nested_offset": 0}'],
-)
-def test_a_quant_state_that_is_not_one_is_refused(text):
-    _, sound = damaged("bnb")
-    name = f"{P}.weight.quant_state.bitsandbytes__nf4"
-    broken = {**sound, name: np.frombuffer(text.encode("latin-1"), np.uint8)}
-    with pytest.raises(CheckpointError, match=r"bitsandbytes__nf4: "):
-        reader(BNB)(MemoryTensors(broken), P)
-
-
-def test_rows_of_awkward_length_are_refused():
-    arrays = files.gptq(P, np.zeros((8, 40), int), np.ones((8, 1), np.float16), np.ones((8, 1), int), 4)
-    with pytest.raises(UnsupportedFormat, match=r"qweight: 40 columns, expected a multiple of 32"):
-        reader({**GPTQ, "group_size": -1})(MemoryTensors(arrays), P)
+def test_rows_are_packed_into_the_matrix_that_the_weight_asks_for(format_name):
+    config, sound = example(format_name)
+    weight = reader(config)(MemoryTensors(sound), P)
+    matrix = weight.new_matrix(_core.BufferPool(1 << 16))
+    for begin in range(0, 48, 16):
+        weight.rows(begin, begin + 16).pack(matrix, begin)
+    assert (matrix.encoding, matrix.bytes) == (weight.layout, 48 * weight.packed_row_bytes)
+    values = np.stack([matrix.read_row(row) for row in range(48)])
+    # fp32 arithmetic, and tables in steps of their largest magnitude / 32512.
+    slack = np.abs(weight.floats()).max() * (2**-22 if weight.table is None else 1 / 32512)
+    np.testing.assert_allclose(values, unrounded(weight), rtol=0, atol=slack)

@@ -4,7 +4,7 @@
 
 Version 1 stores zero points less one, version 2 (`checkpoint_format: gptq_v2`) as they are.  With `sym` the zero point
 is the middle of the codes; the stored ones are of either version, whatever the config says, and are not read.
-(Sources: AutoGPTQ pull requests 559 and 640; vLLM pull requests 26092, 38966 and 45656.)
+(Sources: AutoGPTQ pull request 640; vLLM pull requests 38966 and 45656.)
 """
 
 from __future__ import annotations

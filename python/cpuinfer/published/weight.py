@@ -59,6 +59,14 @@ class PublishedWeight:
             raise InvalidRequest(f"{self.name}: rows [{begin}, {end}), expected a range in [0, {self.shape[0]})")
         return self.decode(begin, end)
 
+    @property
+    def packed_row_bytes(self) -> int:
+        """Of a row once packed; rows are padded to whole panels."""
+        k = self.shape[1]
+        if self.layout == "mxfp4":
+            return k // 32 * 17
+        return k * self.bits // 8 + k // self.group * (2 + 2 * self.has_bias + self.has_zeros)
+
     def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
         """An empty packed matrix for the rows."""
         from cpuinfer import _core
