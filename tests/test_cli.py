@@ -23,6 +23,7 @@ from fake_llm import FakeLLM, open_fake
 
 DESCRIPTION = Description(
     name="Tiny [bold]model\x1b[31m",
+    format="GGUF",
     architecture="llama",
     parameters=134_500_000,
     layers=30,
@@ -38,7 +39,7 @@ DESCRIPTION = Description(
     tokenizer="gpt2 (smollm)",
     has_chat_template=True,
     file_bytes=98_000_000,
-    tensors=(TensorKind("self_attn.q_proj", "Q4_1", "int4", 30, (576, 576), 5.0, 6_220_800),),
+    tensors=(TensorKind("self_attn.q_proj", "Q4_1", "int4", 30, (576, 576), 5.0, 5.0, 6_220_800),),
     memory=MemoryEstimate(84_000_000, 47_000_000, 15_000_000, 90_000_000),
     bytes_per_token=84_000_000,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cpuinfer import loader, machine
+from cpuinfer import describe, machine
 from cpuinfer.errors import InvalidRequest
 
 _core = pytest.importorskip("cpuinfer._core")
@@ -174,7 +174,7 @@ def test_achieved_decodes_and_compares_with_the_roof(
     assert run(str(tiny_model), "--achieved", "--json") == 0
     roof = json.loads(capsys.readouterr().out)["roof"]
     assert roof["achieved"] > 0
-    assert roof["bytes_per_token"] == loader.describe(tiny_model).bytes_per_token
+    assert roof["bytes_per_token"] == describe.describe(tiny_model).bytes_per_token
 
 
 @pytest.mark.parametrize(

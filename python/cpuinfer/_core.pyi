@@ -147,6 +147,7 @@ class Program:
         gate: PackedMatrix,
         up: PackedMatrix,
         *,
+        biases: Sequence[npt.NDArray[np.float32] | None],
         act: Activation,
         input_order: Sequence[int] = (),
     ) -> int: ...

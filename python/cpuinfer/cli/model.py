@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from cpuinfer.cli.terminal import dim
 
 if TYPE_CHECKING:
+    from cpuinfer.description import Description
     from cpuinfer.llm import LLM
 
-MODEL_HELP = "a GGUF file, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+MODEL_HELP = "a GGUF file, a Hugging Face folder, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
 
 
 def positive(text: str) -> int:
@@ -22,7 +23,26 @@ def positive(text: str) -> int:
     return value
 
 
-def open_model(spec: str | None, *, threads: int | None, context: int | None, isa: str | None) -> LLM:
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Declare --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int4", "int8", "nf4", "none"),
+        help="what the float weights of a Hugging Face folder become (default: int4)",
+    )
+
+
+def describe_model(spec: str | None, context: int | None = None, *, quantize: str | None = None) -> Description:
+    """Find, if need be download, and read the header."""
+    from cpuinfer import store
+    from cpuinfer.describe import describe
+
+    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context, quantize=quantize)
+
+
+def open_model(
+    spec: str | None, *, threads: int | None, context: int | None, isa: str | None, quantize: str | None = None
+) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
     from cpuinfer.llm import LLM
@@ -30,9 +50,9 @@ def open_model(spec: str | None, *, threads: int | None, context: int | None, is
     terminal = sys.stderr.isatty()
     path = store.resolve(spec, progress=terminal)
     if not terminal:
-        return LLM(path, threads=threads, context=context, isa=isa)
+        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
     print(dim(f"loading {path.name} ...", sys.stderr), end="", file=sys.stderr, flush=True)
     try:
-        return LLM(path, threads=threads, context=context, isa=isa)
+        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
     finally:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

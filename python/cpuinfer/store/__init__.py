@@ -45,7 +45,8 @@ def is_spec(text: str) -> bool:
     if text in BUILTIN or text.startswith("hf:") or text.endswith(".gguf"):
         return True
     with _unusable_path_is_absent():
-        return bool(text) and Path(text).expanduser().is_file()
+        path = Path(text).expanduser()
+        return bool(text) and (path.is_file() or (path / "config.json").is_file())
     return False
 
 
@@ -84,7 +85,7 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
     if spec.endswith(".gguf") or spec.startswith(("./", "../", "/", "~")):
         raise ModelNotFound(f"{spec}: no such file")
     raise ModelNotFound(
-        f"{spec!r} is not a model: expected the path of a .gguf file, hf:owner/repo[:file-or-quant], "
+        f"{spec!r} is not a model: expected the path of a .gguf file or of a folder with config.json, hf:owner/repo[:file-or-quant], "
         f"or a built-in name ({', '.join(BUILTIN)})"
     )
 

@@ -36,6 +36,10 @@ class HubSpec:
         return f"hf:{self.repo}:{self.wanted}" if self.wanted else f"hf:{self.repo}"
 
 
+FOLDER_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
+"""What a repository without GGUF files is fetched for."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     """The GGUF files of one cached revision of one repository, by their path in it."""
@@ -43,6 +47,8 @@ class _Snapshot:
     repo: str
     modified: float
     files: dict[str, Any]  # huggingface_hub.CachedFileInfo
+    folder: Path | None = None
+    """Where all files of the revision are, if they are a model of safetensors."""
 
     @property
     def complete(self) -> list[Model]:
@@ -60,9 +66,15 @@ def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
                 except ModelNotFound:  # the Hub may have it
                     continue
                 return Path(snapshot.files[first].file_path)
+            if spec.wanted is None and snapshot.folder is not None and not snapshot.files:
+                return snapshot.folder
     with _failures_named(hub, spec), _bars(hub, enabled=progress):
         info = hub.HfApi().model_info(spec.repo)
-        chosen = choose(models(file.rfilename for file in info.siblings), spec.wanted, str(spec))
+        names = [file.rfilename for file in info.siblings]
+        if spec.wanted is None and not models(names) and "config.json" in names:
+            Reporter(enabled=progress).notice(f"{spec}: fetching its safetensors files with huggingface_hub")
+            return Path(hub.snapshot_download(spec.repo, revision=info.sha, allow_patterns=list(FOLDER_FILES)))
+        chosen = choose(models(names), spec.wanted, str(spec))
         if not chosen.is_complete:
             raise DownloadError(
                 f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} parts of {chosen}"
@@ -126,12 +138,21 @@ def _snapshots(hub: Any, repo: str | None) -> list[_Snapshot]:
     except hub.utils.CacheNotFound:
         return []
     found = [
-        _Snapshot(item.repo_id, revision.last_modified, dict(_gguf_files(revision)))
+        _Snapshot(item.repo_id, revision.last_modified, dict(_gguf_files(revision)), _model_folder(revision))
         for item in cached
         if item.repo_type == "model" and repo in (None, item.repo_id)
         for revision in item.revisions
     ]
     return sorted(found, key=lambda snapshot: snapshot.modified, reverse=True)
+
+
+def _model_folder(revision: Any) -> Path | None:
+    names = {Path(file.file_path).name for file in revision.files}
+    return Path(revision.snapshot_path) if {"config.json"} < names and _has_weights(names) else None
+
+
+def _has_weights(names: set[str]) -> bool:
+    return any(name.endswith(".safetensors") for name in names)
 
 
 def _gguf_files(revision: Any) -> Iterable[tuple[str, Any]]:
