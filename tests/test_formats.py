@@ -106,7 +106,7 @@ def test_code_books_are_those_of_the_gguf_package(name: Codebook) -> None:
 
 
 def test_an_unknown_code_book_is_refused_with_the_list() -> None:
-    with pytest.raises(InvalidRequest, match="code-book 'iq1_m': expected iq4_nl, mxfp4, .* or iq1_s"):
+    with pytest.raises(InvalidRequest, match=r"code-book 'iq1_m': expected iq4_nl, mxfp4, .* or iq1_s"):
         _core.codebook("iq1_m")
 
 

@@ -110,7 +110,7 @@ class BlockRows:
     k: int
 
     def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
-        """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the kernels."""
+        """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the core."""
         from cpuinfer import _core, formats
 
         if dtype is np.float32:

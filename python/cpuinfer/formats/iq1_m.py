@@ -1,8 +1,8 @@
 """IQ1_M: blocks of 256 numbers from IQ1_S's code-book, each 16 with a 3-bit scale, each eight with a shift.
 
-Block, 56 bytes: 32 bytes with the entries' low 8 bits; 16 bytes, a nibble for each entry, low first: its high three bits
-and whether its shift is -1/8 instead of 1/8; four 16-bit words: four scales in the low 12 bits, and in the highest 4 a
-nibble of the fp16 factor, the lowest first.  value = factor (2 scale + 1) (number + shift).
+Block, 56 bytes: 32 bytes with the entries' low 8 bits; 16 bytes, a nibble for each entry, low first: its high three
+bits and whether its shift is -1/8 instead of 1/8; four 16-bit words: four scales in the low 12 bits, and in the highest
+4 a nibble of the fp16 factor, the lowest first.  value = factor (2 scale + 1) (number + shift).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """IQ1_S: blocks of 256 numbers from a code-book of eights of -1, 0 and 1, each 32 with a 3-bit scale and a shift.
 
-Block, 50 bytes: fp16 factor; 32 bytes with the entries' low 8 bits; a 16-bit word for each 32 numbers: the high three bits
-of four entries, the first's lowest, the scale in 3 bits, and whether the shift is -1/8 instead of 1/8.
+Block, 50 bytes: fp16 factor; 32 bytes with the entries' low 8 bits; a 16-bit word for each 32 numbers: the high three
+bits of four entries, the first's lowest, the scale in 3 bits, and whether the shift is -1/8 instead of 1/8.
 value = factor (2 scale + 1) (number + shift).
 """
 

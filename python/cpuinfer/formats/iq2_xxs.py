@@ -1,7 +1,7 @@
 """IQ2_XXS: blocks of 256 signed numbers from a code-book of eights, each 32 with a 4-bit scale that an fp16 multiplies.
 
-Block, 66 bytes: fp16 factor; for each 32 numbers 4 bytes of entries, then a 32-bit word: 7 bits of signs for each entry,
-the first's lowest (``even_signs``), and the scale in the highest 4.  value = factor (2 scale + 1) / 8 number.
+Block, 66 bytes: fp16 factor; for each 32 numbers 4 bytes of entries, then a 32-bit word: 7 bits of signs for each
+entry, the first's lowest (``even_signs``), and the scale in the highest 4.  value = factor (2 scale + 1) / 8 number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """IQ3_S: blocks of 256 signed numbers from a code-book of fours, each 32 with a 4-bit scale that an fp16 multiplies.
 
 Block, 110 bytes: fp16 factor; 64 bytes with the entries' low 8 bits; 8 bytes with their ninth bits, the first's lowest;
-32 bytes of signs, one for each eight numbers; 4 bytes of scales, low nibble first.  value = factor (2 scale + 1) number.
+32 bytes of signs, one for each eight numbers; 4 bytes of scales, low nibble first.
+value = factor (2 scale + 1) number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """IQ3_XXS: blocks of 256 signed numbers from a code-book of fours, each 32 with a 4-bit scale that an fp16 multiplies.
 
-Block, 98 bytes: fp16 factor; 64 bytes of entries; a 32-bit word for each 32 numbers: 7 bits of signs for each eight, the
-first's lowest (``even_signs``), and the scale in the highest 4.  value = factor (2 scale + 1) / 4 number.
+Block, 98 bytes: fp16 factor; 64 bytes of entries; a 32-bit word for each 32 numbers: 7 bits of signs for each eight,
+the first's lowest (``even_signs``), and the scale in the highest 4.  value = factor (2 scale + 1) / 4 number.
 """
 
 from __future__ import annotations

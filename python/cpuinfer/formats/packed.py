@@ -17,12 +17,14 @@ def unpack(packed: npt.NDArray[np.uint8], *, bits: int, run: int) -> npt.NDArray
     rows, blocks, size = packed.shape
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     codes = packed.reshape(rows, blocks, size // run, 1, run) >> shifts & np.uint8((1 << bits) - 1)
-    return codes.reshape(rows, blocks, size * 8 // bits)
+    result: npt.NDArray[np.uint8] = codes.reshape(rows, blocks, size * 8 // bits)
+    return result
 
 
 def factored(factor: npt.NDArray[np.float16], numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Scales in two levels: a block's factor [rows, blocks] times small integers [rows, blocks, groups]."""
-    return factor.astype(np.float64)[:, :, None] * numbers
+    scale: npt.NDArray[np.float64] = factor.astype(np.float64)[:, :, None] * numbers
+    return scale
 
 
 def scaled(
@@ -62,7 +64,8 @@ def with_eighth(signs: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     parity = signs ^ signs >> 4
     parity ^= parity >> 2
     parity ^= parity >> 1
-    return (signs | (parity & 1) << 7).astype(np.uint8)
+    completed: npt.NDArray[np.uint8] = (signs | (parity & 1) << 7).astype(np.uint8)
+    return completed
 
 
 def even_signs(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
@@ -74,10 +77,12 @@ def even_signs(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
 def signed_entries(name: Codebook, entries: npt.NDArray[Any], signs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """Numbers [rows, blocks, 256] from a code-book, negative where a bit of `signs` [rows, blocks, 32] is set."""
     negative = unpack(signs, bits=1, run=1).view(np.int8)
-    return codebook(name)[entries].reshape(negative.shape) * (1 - 2 * negative)
+    numbers: npt.NDArray[np.int8] = codebook(name)[entries].reshape(negative.shape) * (1 - 2 * negative)
+    return numbers
 
 
 def shifted_entries(entries: npt.NDArray[Any], negative: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Numbers [rows, blocks, 256] from IQ1_S's code-book, each eight plus 1/8, or minus 1/8 where `negative` is 1."""
     shift = np.where(negative == 0, 0.125, -0.125)
-    return (codebook("iq1_s")[entries] + shift[..., None]).reshape(*entries.shape[:2], 256)
+    numbers: npt.NDArray[np.float64] = codebook("iq1_s")[entries] + shift[..., None]
+    return numbers.reshape(*entries.shape[:2], 256)

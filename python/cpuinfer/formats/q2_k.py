@@ -16,7 +16,8 @@ from cpuinfer.formats.packed import factored, scaled, unpack
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 84]."""
-    scale, minimum = factored(halves(block, 80), block[:, :, :16] & 15), factored(halves(block, 82), block[:, :, :16] >> 4)
+    scale = factored(halves(block, 80), block[:, :, :16] & 15)
+    minimum = factored(halves(block, 82), block[:, :, :16] >> 4)
     return scaled(scale, unpack(block[:, :, 16:80], bits=2, run=32), minimum)
 
 

@@ -1,8 +1,8 @@
 """Q6_K: blocks of 256 six-bit codes, each 16 with an 8-bit scale that one fp16 number multiplies; a code of 32 is zero.
 
 Block, 210 bytes: 128 bytes with the codes' low nibbles, 64 bytes for 128 codes (low nibbles codes 0 to 63, high nibbles
-codes 64 to 127); 64 bytes with their high two bits, 32 bytes for 128 codes (lowest two bits codes 0 to 31, next codes 32
-to 63, ...); 16 signed bytes of scales; fp16 factor.
+codes 64 to 127); 64 bytes with their high two bits, 32 bytes for 128 codes (lowest two bits codes 0 to 31, next codes
+32 to 63, ...); 16 signed bytes of scales; fp16 factor.
 """
 
 from __future__ import annotations

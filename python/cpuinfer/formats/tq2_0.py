@@ -1,7 +1,7 @@
 """TQ2_0: blocks of 256 two-bit codes of -1, 0, 1 or 2, with a scale; a code of 1 means zero.
 
-Block, 66 bytes: 64 bytes of codes, 32 bytes for 128: the lowest two bits are codes 0 to 31, the next codes 32 to 63, and
-so on; fp16 scale.
+Block, 66 bytes: 64 bytes of codes, 32 bytes for 128: the lowest two bits are codes 0 to 31, the next codes 32 to 63,
+and so on; fp16 scale.
 """
 
 from __future__ import annotations
