@@ -2,8 +2,8 @@
 
 Block, 110 bytes: 32 bytes with the codes' third bits (bit 0 codes 0 to 31, bit 1 codes 32 to 63, ...); 64 bytes with
 the low two bits, 32 bytes for 128 codes (lowest two bits codes 0 to 31, next codes 32 to 63, ...); 8 bytes with the
-scales' low nibbles (scales 0 to 7 low, 8 to 15 high); 4 bytes with their high two bits (lowest bits scales 0 to 3, ...);
-fp16 factor.  A scale of 32 is zero.
+scales' low nibbles (scales 0 to 7 low, 8 to 15 high); 4 bytes with their high two bits (lowest bits scales 0 to 3,
+...); fp16 factor.  A scale of 32 is zero.
 """
 
 from __future__ import annotations
