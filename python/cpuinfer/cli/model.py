@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from cpuinfer.description import Description
     from cpuinfer.llm import LLM
 
-MODEL_HELP = "a GGUF file, a Hugging Face folder, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+MODEL_HELP = (
+    "a GGUF file, a Hugging Face folder, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+)
 
 
 def positive(text: str) -> int:
