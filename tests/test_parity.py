@@ -4,22 +4,28 @@ whatever the instruction set, the threads, the batch and the chunks of a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from cpuinfer import _core, loader
+from cpuinfer.config import Rope
+from cpuinfer.formats.canonical import BlockLayout
 from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Attention, Embed, Glu, Linears, Value
 from cpuinfer.reference import Reference, quantisation_step, rotate
+from published_models import write_published_llama
 from tiny_gguf import write_tiny_llama
 
 Array = npt.NDArray[np.float64]
 UNIT = 2.0**-24  # half the spacing of fp32 at 1: the most a rounding adds, relatively
 HALF = 2.0**-11  # the same of fp16
 USABLE = [entry["name"] for entry in _core.kernel_sets() if entry["usable"]]
-ENCODINGS = ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32"]
+ENCODINGS = ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "F16", "BF16", "F32", "MXFP4"]
+BLOCKS_OF_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ2_S", "IQ3_XXS", "IQ1_S"]
+PUBLISHED = ["gptq", "gptq in order of activations", "awq", "auto-round", "compressed-tensors", "nf4", "hqq"]
 
 
 def make_session(blueprint: Blueprint, *, isa: str = "", threads: int = 2, batch: int = 64, **options: bool):
@@ -48,10 +54,15 @@ def tokens() -> list[int]:
     return np.random.default_rng(5).integers(0, 250, 50).tolist()
 
 
-@pytest.fixture(scope="module", params=ENCODINGS)
+@pytest.fixture(scope="module", params=[*ENCODINGS, *BLOCKS_OF_256, *PUBLISHED])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
-    path = tmp_path_factory.mktemp("parity") / f"{request.param}.gguf"
-    write_tiny_llama(path, encoding=request.param, tied=request.param != "Q8_0", seed=3)
+    folder = tmp_path_factory.mktemp("parity")
+    if request.param in PUBLISHED:
+        write_published_llama(folder, request.param)
+        return loader.open_model(folder)
+    path = folder / f"{request.param}.gguf"
+    sizes = {"hidden": 256, "feed_forward": 256} if request.param in BLOCKS_OF_256 else {}
+    write_tiny_llama(path, encoding=request.param, tied=request.param != "Q8_0", seed=3, **sizes)
     return loader.open_model(path)
 
 
@@ -63,20 +74,27 @@ def read_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> tup
     """
     k = x.shape[-1]
     off = (k / 16 + 10) * UNIT * np.abs(x) if normed else np.zeros_like(x)
-    if blueprint.tensor(weight).encoding in {"F32", "F16", "BF16"}:
+    if blueprint.tensor(weight).is_float:
         return off, (k + 2) * UNIT * np.abs(x)
     step = quantisation_step(np.abs(x) + off)
     return off + step / 2 * (1 + 4 * UNIT), (2 * k / 32 + 4) * UNIT * (np.abs(x) + step)
 
 
 def linear_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> Array:
+    """Of W x, by what it reads and the rounding of its sums.
+
+    Codes and zero point are multiplied apart from a bias: their terms may exceed the weight they add up to.
+    Published scales are rounded to fp16, tables to steps of their largest number / 32512, which is that of a group.
+    """
     off, rounding = read_bound(x, blueprint, weight, normed)
-    name = blueprint.tensor(weight)
-    w = np.abs(blueprint.weight(weight))
-    # Codes and zero point are multiplied apart from the bias: their terms may exceed the weight they add up to.
-    if name.encoding == "Q4_1":
-        w = w + 2 * np.abs(w).max(axis=1, keepdims=True)
-    return off @ np.abs(blueprint.weight(weight)).T + rounding @ w.T
+    tensor = blueprint.tensor(weight)
+    exact = np.abs(blueprint.weight(weight))
+    largest = exact.max(axis=1, keepdims=True)
+    terms = exact + 2 * largest if tensor.has_bias or tensor.layout in get_args(BlockLayout) else exact
+    bound = off @ exact.T + rounding @ terms.T
+    if blueprint.source.kind == "safetensors" and not tensor.is_float:
+        bound += np.abs(x) @ (HALF * terms + largest / 32512).T
+    return bound
 
 
 def op_bound(op, values: dict[Value, Array], reference: Reference, blueprint: Blueprint) -> dict[Value, Array]:
@@ -166,12 +184,13 @@ def unrotated_inputs(model: Blueprint, native: dict[Value, Array], tokens: list[
     return back
 
 
-def turn_back(x: Array, rope) -> Array:
-    angle = np.arange(len(x))[:, None] * np.asarray(rope.inverse_frequencies())
-    cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    a, b = x[..., 0 : rope.dims : 2], x[..., 1 : rope.dims : 2]
+def turn_back(x: Array, rope: Rope) -> Array:
+    """The inverse of a rotation: conjugate, turn, conjugate."""
+    second = slice(1, rope.dims, 2) if rope.layout == "interleaved" else slice(rope.dims // 2, rope.dims)
     out = x.copy()
-    out[..., 0 : rope.dims : 2], out[..., 1 : rope.dims : 2] = a * cosine + b * sine, -a * sine + b * cosine
+    out[..., second] *= -1
+    out = rotate(out, rope)
+    out[..., second] *= -1
     return out
 
 

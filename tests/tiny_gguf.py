@@ -33,6 +33,38 @@ def vocabulary(size: int | None = None) -> list[str]:
     return tokens + [f"<unused {i}>" for i in range(size - len(tokens))]
 
 
+SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ1_S": (0,),
+}
+"""Where blocks have their fp16 scales, of types the gguf package does not write."""
+
+
+def random_blocks(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Random codes, with scales that make the weights about 1 / sqrt(inputs)."""
+    inputs, size = gguf.GGML_QUANT_SIZES[Encoding[kind]]
+    raw = random.integers(0, 256, (shape[0], shape[1] // inputs, size), dtype=np.uint8)
+
+    def with_scale(scale: float) -> np.ndarray:
+        for offset in SCALES[kind]:
+            raw[:, :, offset : offset + 2] = np.full(1, scale, np.float16).view(np.uint8)
+        return raw.reshape(shape[0], -1)
+
+    deviation = gguf.quants.dequantize(with_scale(1.0), Encoding[kind]).std()
+    return with_scale(1 / deviation / np.sqrt(shape[1]))
+
+
 def write_tiny_llama(
     path: Path,
     *,
@@ -73,7 +105,8 @@ def write_tiny_llama(
             values = 1 + 0.1 * random.standard_normal(shape, dtype=np.float32)
         else:
             values = random.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
-        writer.add_tensor(name, gguf.quants.quantize(values, Encoding[kind]), raw_dtype=Encoding[kind])
+        raw = random_blocks(kind, shape, random) if kind in SCALES else gguf.quants.quantize(values, Encoding[kind])
+        writer.add_tensor(name, raw, raw_dtype=Encoding[kind])
 
     kv_width = hidden // heads * kv_heads
     add("token_embd.weight", (len(tokens), hidden), embedding or "Q8_0")
