@@ -50,7 +50,13 @@ def save(folder: Path, kind: str, options: Options) -> Any:
 
     torch.manual_seed(len(kind) + len(options))
     config = getattr(transformers, kind)(**{**SMALL, **options})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    model = (
+        transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name and "bias" not in name else 0.0
