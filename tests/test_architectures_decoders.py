@@ -11,6 +11,7 @@ import pytest
 from architectures import (
     Options,
     in_float64,
+    our_graph,
     our_logits,
     our_weights,
     random_tokens,
@@ -169,3 +170,39 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     expected = their_logits(theirs, tokens)
     found = our_logits(config, our_weights(tmp_path, config), tokens)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+OLDER = {
+    "llama": {},
+    "llama, its 3.1 scaling": {},
+    "llama, yarn": {},
+    "qwen2, window above a layer": {"layer_types": None},
+    "gemma2": {"layer_types": None},
+    "gemma3_text": {"layer_types": None, "sliding_window_pattern": 6},
+    "gemma3_text, scaled far rope": {},
+    "phi3, long": {},
+    "phi3, partly rotated, tied": {},
+    "smollm3": {"no_rope_layers": None},
+    "mixtral": {},
+    "qwen3_moe": {},
+}
+"""What older configurations lack or say otherwise, beside the rope."""
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_a_configuration_as_transformers_4_wrote_it_means_the_same(case: str, tmp_path: Path) -> None:
+    save(tmp_path, *CASES[case])
+    settings = settings_of(tmp_path)
+    config = read_config(settings, context=LENGTH)
+    weights = our_weights(tmp_path, config)
+    older = {**settings, **OLDER[case], **older_rope(settings.pop("rope_parameters"))}
+    older = {key: value for key, value in older.items() if value is not None and key != "rope_parameters"}
+    assert our_graph(read_config(older, context=LENGTH), weights).ops == our_graph(config, weights).ops
+
+
+def older_rope(parameters: Options) -> Options:
+    """`rope_parameters` as the keys of before version 5."""
+    far, near = parameters.get(FULL, parameters), parameters.get(LOCAL)
+    scaling = {key: value for key, value in far.items() if key not in {"rope_theta", "partial_rotary_factor"}}
+    older = {"rope_theta": far["rope_theta"], "rope_scaling": None if far["rope_type"] == "default" else scaling}
+    return older if near is None else {**older, "rope_local_base_freq": near["rope_theta"]}
