@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from gguf import MODEL_ARCH as ARCH
 
 from architectures import Options, exact, read_config
 from converted_gguf import SETTINGS, Case, make_folder
-from gguf import MODEL_ARCH as ARCH
 from cpuinfer import models
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
