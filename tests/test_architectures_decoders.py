@@ -50,7 +50,7 @@ LOCAL, FULL = "sliding_attention", "full_attention"
 CASES: dict[str, tuple[str, Options]] = {
     "llama": ("LlamaConfig", {}),
     "llama, every head its own keys": ("LlamaConfig", {"num_key_value_heads": 4}),
-    "llama, biases": ("LlamaConfig", {"attention_bias": True}),
+    "llama, biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama, tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama, gelu": ("LlamaConfig", {"hidden_act": "gelu"}),
     "llama, large base and epsilon": (
