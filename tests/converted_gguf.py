@@ -17,7 +17,7 @@ from architectures import Array, Options
 from cpuinfer import models
 from cpuinfer.config import Config
 
-VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, EXPERTS, SHARED = 96, 32, 4, 4, 2, 12, 40, 4, 24
+VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, EXPERTS, SHARED = 96, 32, 4, 4, 2, 12, 48, 4, 32
 SETTINGS: Options = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,

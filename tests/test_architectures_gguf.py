@@ -11,10 +11,11 @@ from gguf import MODEL_ARCH as ARCH
 
 from architectures import exact, our_logits, random_tokens, read_config
 from converted_gguf import EXPERTS, HEAD_DIM, HEADS, KV_HEADS, SETTINGS, Case, make_folder, write
-from cpuinfer import models
+from cpuinfer import _core, loader, models
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.gguf import ROPE_TENSORS, open_source
 from cpuinfer.naming import arrange
+from cpuinfer.reference import Reference
 
 NAMES: dict[str, tuple[ARCH, frozenset[str]]] = {
     # model type -> the architecture in GGUF files, and its names that are refused: another file, or a table we compute.
@@ -168,6 +169,21 @@ def test_a_converted_file_computes_what_its_folder_does(name: str, tmp_path: Pat
     found = our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, tokens)
     # GGUF has epsilon, bases and factors in float32.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    config = read_config({**SETTINGS, **case.settings, "model_type": case.model_type})
+    blueprint = loader.open_model(write(tmp_path / "model.gguf", case, make_folder(case), config))
+    tokens = random_tokens(50)
+    expected = Reference(blueprint.graph, blueprint.weight).logits(tokens)
+    program = loader.load_program(blueprint, threads=2)
+    session = _core.Session(program, threads=2, batch=64, context=256, cache_pages=64)
+    sequence = session.open()
+    pieces = [session.step([(sequence, tokens[at : at + 16], "logits", None)])[0] for at in range(0, len(tokens), 16)]
+    # Keys and values are kept in fp16: 2 ** -11 of each, growing through four layers; each op has its own bound elsewhere.
+    np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=0, atol=0.01 * np.abs(expected).max())
 
 
 def test_the_experts_of_older_mixtral_files_are_found_one_by_one() -> None:
