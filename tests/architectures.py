@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,13 +34,23 @@ SMALL: Options = {
 }
 
 
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let transformers compute in float64 throughout: its norms, ropes and routers ask for float32 by name."""
-    import torch
+class _Float64:
+    """PyTorch, but for the name of its float32."""
 
-    torch.set_default_dtype(torch.float64)
-    for name in ("float32", "float"):
-        monkeypatch.setattr(torch, name, torch.float64)
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return torch.float64 if name in {"float32", "float"} else getattr(torch, name)
+
+
+def in_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Let a model of transformers compute in float64 throughout: norms, ropes and routers ask for float32 by name."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, kind).__module__.replace(".configuration_", ".modeling_")
+    for name in (model, "transformers.modeling_rope_utils"):
+        monkeypatch.setattr(importlib.import_module(name), "torch", _Float64())
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 

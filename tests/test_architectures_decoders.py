@@ -155,15 +155,16 @@ CASES: dict[str, tuple[str, Options]] = {
 
 
 @pytest.fixture(autouse=True)
-def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def float64_by_default() -> Iterator[None]:
     before = torch.get_default_dtype()
-    in_float64(monkeypatch)
+    torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_float64(monkeypatch, CASES[case][0])
     theirs = save(tmp_path, *CASES[case])
     tokens = random_tokens(LENGTH)
     config = read_config(settings_of(tmp_path), context=LENGTH)

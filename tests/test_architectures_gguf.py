@@ -182,7 +182,7 @@ def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> Non
     session = _core.Session(program, threads=2, batch=64, context=256, cache_pages=64)
     sequence = session.open()
     pieces = [session.step([(sequence, tokens[at : at + 16], "logits", None)])[0] for at in range(0, len(tokens), 16)]
-    # Keys and values are kept in fp16: 2 ** -11 of each, growing through four layers; each op has its own bound elsewhere.
+    # Keys and values are kept in fp16, 2 ** -11 off, which grows through four layers; ops have their bounds elsewhere.
     np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=0, atol=0.01 * np.abs(expected).max())
 
 
