@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, llama
+from cpuinfer.models import Json, Option, llama
 from cpuinfer.ops import Normed, Value
+
+
+def cap(key: str, absent: float) -> Option:
+    """A soft cap: null stands for none, and a file that does not name it means the family's (early GGUF files)."""
+
+    def read(settings: Json) -> object:
+        value = settings.get(key, absent)
+        return 0.0 if value is None else value
+
+    return Option(absent, hf=read, gguf=key)
+
 
 GGUF_ROPE = "halves"
 GGUF_NAMES = {
@@ -19,10 +30,9 @@ OPTIONS = {
     "norm_offset": Option(0.0, hf=lambda _: 1.0),  # converters to GGUF add it to the weights
     "score_width": Option(0.0, hf="query_pre_attn_scalar"),
     "sliding_window": Option(4096, hf="sliding_window", gguf="attention.sliding_window"),
-    "layer_types": Option((), hf=lambda settings: tuple(settings.get("layer_types") or ())),
-    "score_cap": Option(0.0, hf="attn_logit_softcapping", gguf="attn_logit_softcapping"),
-    "logit_cap": Option(0.0, hf="final_logit_softcapping", gguf="final_logit_softcapping"),
-    "attention_bias": Option(False, hf="attention_bias"),
+    "layer_types": Option((), hf="layer_types"),
+    "score_cap": cap("attn_logit_softcapping", 50.0),
+    "logit_cap": cap("final_logit_softcapping", 30.0),
 }
 LARGEST = 46
 """Layers of the 27B model, whose scores are scaled by hidden / heads; GGUF files do not say so."""
@@ -34,7 +44,7 @@ def build(g: Graph, c: Config) -> Value:
     width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            window = c.integer("sliding_window") if is_local(c, i, every=2) else 0
+            window = c.integer("sliding_window") if llama.has_window(c, i, otherwise=i % 2 == 0) else 0
             q, k, v = g.linears(
                 norm(g, c, x, "input_layernorm"), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
             )
@@ -47,12 +57,6 @@ def build(g: Graph, c: Config) -> Value:
 def norm(g: Graph, c: Config, x: Value, name: str) -> Normed:
     """An RMSNorm whose stored weight is less by the offset."""
     return g.norm(x, name, c.norm_eps, offset=c.number("norm_offset"))
-
-
-def is_local(c: Config, i: int, *, every: int) -> bool:
-    """Whether a layer's attention has a window: all but every so many."""
-    types = c.items("layer_types")
-    return types[i] == "sliding_attention" if i < len(types) else (i + 1) % every != 0
 
 
 def attend(

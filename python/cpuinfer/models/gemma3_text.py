@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Json, Option, gemma2
+from cpuinfer.models import Json, Option, gemma2, llama
 from cpuinfer.ops import Value
 
 
+def local_rope(settings: Json, key: str) -> object:
+    """What newer configurations say of the local layers' rope, None in older ones."""
+    parameters = settings.get("rope_parameters")
+    local = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
+    return local.get(key) if isinstance(local, Mapping) else None
+
+
 def local_base(settings: Json) -> object:
-    """The base of local layers' rope, in older and newer configurations."""
-    parameters = settings.get("rope_parameters") or {}
-    local = parameters.get("sliding_attention") or {}
-    return local.get("rope_theta", settings.get("rope_local_base_freq"))
+    """The base of the local layers' rope, in older and newer configurations."""
+    newer = local_rope(settings, "rope_theta")
+    return settings.get("rope_local_base_freq") if newer is None else newer
 
 
 GGUF_ROPE = "halves"
@@ -24,8 +32,12 @@ GGUF_NAMES = {
 OPTIONS = {
     **gemma2.OPTIONS,
     "sliding_window": Option(1024, hf="sliding_window", gguf="attention.sliding_window"),
-    "every": Option(6, hf="sliding_window_pattern"),
-    "local_base": Option(10000.0, hf=local_base),
+    "every": Option(6, hf="sliding_window_pattern", gguf="attention.sliding_window_pattern"),
+    "local_base": Option(10000.0, hf=local_base, gguf="rope.freq_base_swa"),
+    "local_scaling": Option("default", hf=lambda settings: local_rope(settings, "rope_type")),
+    "score_cap": gemma2.cap("attn_logit_softcapping", 0.0),
+    "logit_cap": gemma2.cap("final_logit_softcapping", 0.0),
+    "use_bidirectional_attention": Option(False, hf="use_bidirectional_attention"),
 }
 LARGEST = 62
 """Layers of the 27B model, whose scores are scaled by hidden / heads; GGUF files do not say so."""
@@ -33,12 +45,14 @@ LARGEST = 62
 
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
+    c.expect(local_scaling="default", use_bidirectional_attention=False)
     x = g.embed("model.embed_tokens", scale=c.hidden**0.5)
     width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
+    every = c.integer("every")
     near = Rope(c.head_dim, c.number("local_base"), "halves")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            local = gemma2.is_local(c, i, every=c.integer("every"))
+            local = llama.has_window(c, i, otherwise=(i + 1) % every != 0)
             q, k, v = g.linears(
                 gemma2.norm(g, c, x, "input_layernorm"), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cpuinfer.config import Config, Rope
+from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.models import Option
 from cpuinfer.ops import Value
@@ -62,3 +63,14 @@ def feed_forward(g: Graph, c: Config, x: Value) -> Value:
 def head(g: Graph, c: Config, x: Value) -> Value:
     """The last norm and the logits."""
     return g.linear(g.norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")
+
+
+def has_window(c: Config, i: int, *, otherwise: bool) -> bool:
+    """Whether a layer's attention has a window: as the option `layer_types` says, where the file has it."""
+    kinds = c.items("layer_types")
+    if not kinds:
+        return otherwise
+    if len(kinds) != c.layers or kinds[i] not in {"full_attention", "sliding_attention"}:
+        expected = f"full_attention or sliding_attention for each of {c.layers} layers"
+        raise UnsupportedModel(f"{c.model_type}: layer_types is {kinds}, expected {expected}")
+    return kinds[i] == "sliding_attention"

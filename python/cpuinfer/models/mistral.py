@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import llama
+from cpuinfer.models import Option, llama
 from cpuinfer.ops import Value
 
 GGUF_ROPE = llama.GGUF_ROPE
 GGUF_NAMES = llama.GGUF_NAMES
-OPTIONS = llama.OPTIONS
+OPTIONS = {
+    "act": Option("silu", hf="hidden_act"),
+    # Not named, it is that of the first version; null, there is none.
+    "sliding_window": Option(0, hf=lambda settings: settings.get("sliding_window", 4096)),
+}
 
 
 def build(g: Graph, c: Config) -> Value:

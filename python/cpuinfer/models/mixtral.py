@@ -16,6 +16,10 @@ GGUF_NAMES = {
     "blk.{i}.ffn_gate_exps": _EXPERTS + "gate_proj",
     "blk.{i}.ffn_up_exps": _EXPERTS + "up_proj",
     "blk.{i}.ffn_down_exps": _EXPERTS + "down_proj",
+    # Older converters wrote each expert by itself.
+    "blk.{i}.ffn_gate.{e}": _EXPERTS + "gate_proj",
+    "blk.{i}.ffn_up.{e}": _EXPERTS + "up_proj",
+    "blk.{i}.ffn_down.{e}": _EXPERTS + "down_proj",
 }
 HF_NAMES = {
     **{name: name for name in _SHARED.values()},

@@ -15,11 +15,15 @@ GGUF_NAMES = {
     "blk.{i}.post_attention_norm": "model.layers.{i}.post_attention_layernorm",
     "blk.{i}.post_ffw_norm": "model.layers.{i}.post_feedforward_layernorm",
 }
-OPTIONS = {"act": Option("silu", hf="hidden_act")}
+OPTIONS = {
+    "act": Option("silu", hf="hidden_act"),
+    "sliding_window": Option(0, gguf="attention.sliding_window"),  # OLMo 3, which GGUF files give the same name
+}
 
 
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
+    c.expect(sliding_window=0)
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):

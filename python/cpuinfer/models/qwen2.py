@@ -19,6 +19,7 @@ OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "sliding_window": Option(0, hf=window),
     "max_window_layers": Option(28, hf="max_window_layers"),
+    "layer_types": Option((), hf="layer_types"),
 }
 
 
@@ -26,8 +27,12 @@ def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
-        seen = c.integer("sliding_window") if i >= c.integer("max_window_layers") else 0
         with g.scope(f"model.layers.{i}"):
-            x = llama.attend(g, c, x, i, rope=c.rope, window=seen)
+            x = llama.attend(g, c, x, i, rope=c.rope, window=window_of(c, i))
             x = llama.feed_forward(g, c, x)
     return llama.head(g, c, x)
+
+
+def window_of(c: Config, i: int) -> int:
+    """The window of a layer's attention, 0 for none."""
+    return c.integer("sliding_window") if llama.has_window(c, i, otherwise=i >= c.integer("max_window_layers")) else 0

@@ -20,9 +20,8 @@ def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
-        seen = c.integer("sliding_window") if i >= c.integer("max_window_layers") else 0
         with g.scope(f"model.layers.{i}"):
-            x = attend(g, c, x, i, window=seen)
+            x = attend(g, c, x, i, window=qwen2.window_of(c, i))
             x = llama.feed_forward(g, c, x)
     return llama.head(g, c, x)
 

@@ -11,7 +11,7 @@ GGUF_ROPE = "interleaved"
 GGUF_NAMES = llama.GGUF_NAMES
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
-    "rope_layers": Option((), hf=lambda settings: tuple(settings.get("no_rope_layers") or ())),  # 1: has positions
+    "rope_layers": Option((), hf="no_rope_layers"),  # 1: has positions
     "every": Option(4, hf="no_rope_layer_interval"),
     "use_sliding_window": Option(False, hf="use_sliding_window"),
 }

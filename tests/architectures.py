@@ -1,0 +1,139 @@
+"""Small random models of transformers, and the same files run by the oracle: both in float64."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from cpuinfer import huggingface, models
+from cpuinfer.config import Config
+from cpuinfer.graph import Graph
+from cpuinfer.naming import arrange
+from cpuinfer.reference import Reference
+from cpuinfer.weights import Weight
+
+Array = npt.NDArray[np.float64]
+Options = dict[str, Any]
+VOCABULARY = 96
+SMALL: Options = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+
+
+class _Float64:
+    """PyTorch, but for the name of its float32."""
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return torch.float64 if name in {"float32", "float"} else getattr(torch, name)
+
+
+def in_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Let a model of transformers compute in float64 throughout: norms, ropes and routers ask for float32 by name."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, kind).__module__.replace(".configuration_", ".modeling_")
+    for name in (model, "transformers.modeling_rope_utils"):
+        monkeypatch.setattr(importlib.import_module(name), "torch", _Float64())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def save(folder: Path, kind: str, options: Options) -> Any:
+    """A random model of a configuration class, saved to a folder; its weights are large enough for all to matter."""
+    import torch
+    import transformers
+
+    torch.manual_seed(len(kind) + len(options))
+    config = getattr(transformers, kind)(**{**SMALL, **options})
+    model = (
+        transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
+        .double()
+        .eval()
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name and "bias" not in name else 0.0
+            parameter.copy_(centre + 0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def their_logits(model: Any, tokens: Sequence[int]) -> Array:
+    """Logits after each token, without a cache."""
+    import torch
+
+    with torch.no_grad():
+        logits: Array = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+    return logits
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """config.json, as saved."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def read_config(settings: Options, *, context: int | None = None) -> Config:
+    """A config.json in our terms."""
+    return huggingface.read_config(settings, models.find(settings["model_type"]), context=context)
+
+
+def our_weights(folder: Path, config: Config) -> dict[str, Array]:
+    """The folder's tensors by our names."""
+    from safetensors.numpy import load_file
+
+    stored = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        stored[name.removesuffix(".weight")] = exact(name, values.astype(np.float64))
+    names = models.find(config.model_type).hf_names
+    return {name: weight.floats() for name, weight in arrange(stored, names, config).items()}
+
+
+def exact(name: str, values: Array) -> Weight:
+    """A weight that is these numbers, and rows of them where it has more than two dimensions."""
+    shape = values.shape if values.ndim < 2 else (int(np.prod(values.shape[:-1])), values.shape[-1])
+    return Weight(
+        name=name,
+        shape=shape,
+        encoding="F64",
+        layout="f32",
+        file_bytes=values.nbytes,
+        rows=lambda _begin, _end: pytest.fail("the oracle reads whole weights"),
+        floats=lambda: values.reshape(shape),
+    )
+
+
+def our_graph(config: Config, weights: dict[str, Array]) -> Graph:
+    """The recorded forward pass; every weight must have a part in it."""
+    graph = Graph({name: values.shape for name, values in weights.items()})
+    models.find(config.model_type).build(graph, config)
+    assert set(graph.used) == set(weights)
+    return graph
+
+
+def our_logits(config: Config, weights: dict[str, Array], tokens: Sequence[int]) -> Array:
+    """Logits after each token, by the oracle."""
+    return Reference(our_graph(config, weights), weights.__getitem__).logits(tokens)
+
+
+def random_tokens(count: int) -> list[int]:
+    found: list[int] = np.random.default_rng(7).integers(1, VOCABULARY, count).tolist()
+    return found

@@ -1,0 +1,147 @@
+"""A folder of a Llama-like architecture with made-up weights, and the GGUF file that llama.cpp's converter makes of it.
+
+Names are the gguf package's; what the converter does to the numbers is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import MODEL_ARCH as ARCH
+
+from architectures import Array, Options
+from cpuinfer import models
+from cpuinfer.config import Config
+
+VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, EXPERTS, SHARED = 96, 32, 4, 4, 2, 12, 48, 4, 32
+SETTINGS: Options = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": WIDTH,
+    "moe_intermediate_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD_DIM,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
+SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("embed_tokens", "lm_head"), (VOCABULARY, HIDDEN)),
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), (WIDTH, HIDDEN)),
+    **dict.fromkeys(("down_proj", "w2"), (HIDDEN, WIDTH)),
+    **dict.fromkeys(("k_proj", "v_proj"), (KV_HEADS * HEAD_DIM, HIDDEN)),
+    **dict.fromkeys(("q_norm", "k_norm"), (HEAD_DIM,)),
+    "q_proj": (HEADS * HEAD_DIM, HIDDEN),
+    "o_proj": (HIDDEN, HEADS * HEAD_DIM),
+    "qkv_proj": ((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN),
+    "gate_up_proj": (2 * WIDTH, HIDDEN),
+    "gate": (EXPERTS, HIDDEN),
+    "shared_expert_gate": (1, HIDDEN),
+    "shared_expert.gate_proj": (SHARED, HIDDEN),
+    "shared_expert.up_proj": (SHARED, HIDDEN),
+    "shared_expert.down_proj": (HIDDEN, SHARED),
+}
+"""By the end of a tensor's name in a folder; all others are norms [hidden]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A folder's settings, and what a converter writes for them."""
+
+    model_type: str
+    arch: ARCH
+    settings: Options = field(default_factory=dict)
+    metadata: Mapping[str, float | int | str] = field(default_factory=dict)
+    permuted: bool = False
+    """Rows of a head go from (i, i + pairs) to (2 i, 2 i + 1)."""
+    norm_offset: float = 0.0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    """Ends of names that this folder has not, of those the architecture knows."""
+    biased: tuple[str, ...] = ()
+    factors: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+def make_folder(case: Case) -> dict[str, Array]:
+    """Tensors as a folder has them, each number exact in float32 with an offset of 1 too."""
+    random = np.random.default_rng(3)
+    folder: dict[str, Array] = {}
+    for pattern, target in models.find(case.model_type).hf_names.items():
+        if target is None or pattern.endswith(case.absent):
+            continue
+        for layer in range(LAYERS if "{i}" in pattern else 1):
+            for expert in range(EXPERTS if "{e}" in pattern else 1):
+                stem = pattern.format(i=layer, e=expert)
+                shape = shape_of(stem, case)
+                around = 1 - case.norm_offset if len(shape) == 1 else 0.0
+                folder[f"{stem}.weight"] = around + np.round(random.normal(0, 0.3, shape) * 1024) / 1024
+                if pattern.endswith(case.biased or ("no bias",)):
+                    folder[f"{stem}.bias"] = np.round(random.normal(0, 0.3, shape[0]) * 1024) / 1024
+    return folder
+
+
+def shape_of(stem: str, case: Case) -> tuple[int, ...]:
+    shapes = {**SHAPES, **case.shapes}
+    ends = (".".join(stem.split(".")[-count:]) for count in (2, 1))
+    return next((shapes[end] for end in ends if end in shapes), (HIDDEN,))
+
+
+def write(path: Path, case: Case, folder: Mapping[str, Array], config: Config) -> Path:
+    """The folder as llama.cpp's converter writes it."""
+    arch = case.arch
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(HEAD_DIM)
+    writer.add_value_length(HEAD_DIM)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in case.metadata.items():
+        add[type(value)](f"{writer.arch}.{key}", value)
+    names = gguf.get_tensor_name_map(arch, LAYERS)
+    for name, values in converted(case, folder).items():
+        ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert ours is not None, name
+        writer.add_tensor(ours, values.astype(np.float32))
+    factors = dict(case.factors)
+    if case.permuted and config.rope is not None and config.rope.factors:
+        factors["rope_freqs.weight"] = list(config.rope.factors)
+    for name, numbers in factors.items():
+        writer.add_tensor(name, np.asarray(numbers, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def converted(case: Case, folder: Mapping[str, Array]) -> dict[str, Array]:
+    """Query and key rows permuted, norms with their offset, experts stacked in a third dimension."""
+    out: dict[str, Array] = {}
+    for name, values in folder.items():
+        if ".experts.0." in name:
+            stacked = [folder[name.replace(".experts.0.", f".experts.{e}.")] for e in range(EXPERTS)]
+            out[name.replace(".experts.0.", ".experts.")] = np.stack(stacked)
+        elif ".experts." in name:
+            continue
+        elif case.permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = values.reshape(-1, 2, HEAD_DIM // 2, HIDDEN)
+            out[name] = heads.swapaxes(1, 2).reshape(values.shape)
+        elif name.endswith("shared_expert_gate.weight"):
+            out[name] = values[0]
+        else:
+            out[name] = values + case.norm_offset if name.endswith("norm.weight") else values
+    return out

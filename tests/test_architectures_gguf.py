@@ -1,0 +1,202 @@
+"""GGUF files of the Llama-like architectures: every tensor has its place, and a converted folder computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import MODEL_ARCH as ARCH
+
+from architectures import exact, our_logits, random_tokens, read_config
+from converted_gguf import EXPERTS, HEAD_DIM, HEADS, KV_HEADS, SETTINGS, Case, make_folder, write
+from cpuinfer import _core, loader, models
+from cpuinfer.errors import UnsupportedModel
+from cpuinfer.gguf import ROPE_TENSORS, open_source
+from cpuinfer.naming import arrange
+from cpuinfer.reference import Reference
+
+NAMES: dict[str, tuple[ARCH, frozenset[str]]] = {
+    # model type -> the architecture in GGUF files, and its names that are refused: another file, or a table we compute.
+    "llama": (
+        ARCH.LLAMA,
+        frozenset(
+            f"blk.{{i}}.{name}"
+            for name in ("attn_rot_embd", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+        ),
+    ),
+    "mixtral": (
+        ARCH.LLAMA,
+        frozenset({f"blk.{{i}}.{name}" for name in ("attn_rot_embd", "ffn_gate", "ffn_up", "ffn_down")}),
+    ),
+    "qwen2": (ARCH.QWEN2, frozenset()),
+    "qwen3": (ARCH.QWEN3, frozenset()),
+    "gemma2": (ARCH.GEMMA2, frozenset()),
+    "gemma3_text": (ARCH.GEMMA3, frozenset()),
+    "phi3": (ARCH.PHI3, frozenset()),
+    "olmo2": (ARCH.OLMO2, frozenset()),
+    "smollm3": (ARCH.SMOLLM3, frozenset({"blk.{i}.attn_rot_embd"})),
+    "qwen2_moe": (ARCH.QWEN2MOE, frozenset()),
+    "qwen3_moe": (ARCH.QWEN3MOE, frozenset()),
+}
+
+
+@pytest.mark.parametrize("model_type", NAMES)
+def test_every_name_that_gguf_lists_is_mapped_or_refused(model_type: str) -> None:
+    arch, refused = NAMES[model_type]
+    listed = {gguf.TENSOR_NAMES[tensor].replace("{bid}", "{i}") for tensor in gguf.MODEL_TENSORS[arch]}
+    known = set(models.find(model_type).gguf_names) | {name.removesuffix(".weight") for name in ROPE_TENSORS}
+    assert listed - known == refused
+
+
+@pytest.mark.parametrize("model_type", NAMES)
+def test_a_refused_tensor_is_named_in_the_error(model_type: str) -> None:
+    architecture = models.find(model_type)
+    config = read_config({**SETTINGS, "model_type": model_type})
+    for name in sorted({"blk.{i}.attn_sinks", *NAMES[model_type][1]}):
+        stored = name.replace("{i}", "1")
+        with pytest.raises(UnsupportedModel, match=f"{stored}.weight is not part of the architecture"):
+            arrange({stored: exact(f"{stored}.weight", np.zeros((2, 2)))}, architecture.gguf_names, config)
+
+
+LONG, SHORT = [1.0 + i / 2 for i in range(6)], [1.0 + i / 8 for i in range(6)]
+QKV = (".q_proj", ".k_proj", ".v_proj")
+FUSED = (*QKV, ".gate_proj", ".up_proj")
+MIX = {"expert_count": EXPERTS, "expert_used_count": 2}
+CASES = {
+    "llama": Case("llama", ARCH.LLAMA, permuted=True),
+    "llama, tied": Case("llama", ARCH.LLAMA, {"tie_word_embeddings": True}, permuted=True, absent=("lm_head",)),
+    "llama, its 3.1 scaling": Case(
+        "llama",
+        ARCH.LLAMA,
+        {
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        {"rope.freq_base": 500000.0},
+        permuted=True,
+    ),
+    "mixtral": Case("mixtral", ARCH.LLAMA, {}, MIX, permuted=True),
+    "qwen2": Case("qwen2", ARCH.QWEN2, biased=QKV),
+    "qwen3": Case("qwen3", ARCH.QWEN3),
+    "gemma2": Case(
+        "gemma2",
+        ARCH.GEMMA2,
+        {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": HEAD_DIM,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": True,
+        },
+        {"attention.sliding_window": 6, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        norm_offset=1.0,
+        absent=("lm_head",),
+    ),
+    "gemma2, keys its first converter left out": Case(
+        "gemma2",
+        ARCH.GEMMA2,
+        {
+            "query_pre_attn_scalar": HEAD_DIM,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+        norm_offset=1.0,
+        absent=("lm_head",),
+    ),
+    "gemma3_text": Case(
+        "gemma3_text",
+        ARCH.GEMMA3,
+        {
+            "sliding_window": 6,
+            "sliding_window_pattern": 3,
+            "query_pre_attn_scalar": HEAD_DIM,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 5000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "tie_word_embeddings": True,
+        },
+        {
+            "attention.sliding_window": 6,
+            "attention.sliding_window_pattern": 3,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 5000.0,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+        norm_offset=1.0,
+        absent=("lm_head",),
+    ),
+    "phi3": Case("phi3", ARCH.PHI3, {"sliding_window": 9}, {"attention.sliding_window": 9}, absent=FUSED),
+    "phi3, long": Case(
+        "phi3",
+        ARCH.PHI3,
+        {
+            "original_max_position_embeddings": 32,
+            "rope_scaling": {"rope_type": "longrope", "long_factor": LONG, "short_factor": SHORT},
+        },
+        {
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.attn_factor": float(np.sqrt(1 + np.log(256 / 32) / np.log(32))),
+        },
+        absent=FUSED,
+        factors={"rope_factors_long.weight": LONG, "rope_factors_short.weight": SHORT},
+    ),
+    "olmo2": Case("olmo2", ARCH.OLMO2, shapes={"q_norm": (HEADS * HEAD_DIM,), "k_norm": (KV_HEADS * HEAD_DIM,)}),
+    "smollm3": Case("smollm3", ARCH.SMOLLM3, {"tie_word_embeddings": True}, permuted=True, absent=("lm_head",)),
+    "qwen2_moe": Case("qwen2_moe", ARCH.QWEN2MOE, {}, MIX, biased=QKV),
+    "qwen3_moe": Case("qwen3_moe", ARCH.QWEN3MOE, {"norm_topk_prob": True}, MIX),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_converted_file_computes_what_its_folder_does(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    settings = {**SETTINGS, **case.settings, "model_type": case.model_type}
+    config, folder, tokens = read_config(settings), make_folder(case), random_tokens(50)
+    stored = {name.removesuffix(".weight"): exact(name, values) for name, values in folder.items()}
+    weights = arrange(stored, models.find(case.model_type).hf_names, config)
+    expected = our_logits(config, {name: weight.floats() for name, weight in weights.items()}, tokens)
+    source = open_source(write(tmp_path / "model.gguf", case, folder, config))
+    found = our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, tokens)
+    # GGUF has epsilon, bases and factors in float32.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    config = read_config({**SETTINGS, **case.settings, "model_type": case.model_type})
+    blueprint = loader.open_model(write(tmp_path / "model.gguf", case, make_folder(case), config))
+    tokens = random_tokens(50)
+    expected = Reference(blueprint.graph, blueprint.weight).logits(tokens)
+    program = loader.load_program(blueprint, threads=2)
+    session = _core.Session(program, threads=2, batch=64, context=256, cache_pages=64)
+    sequence = session.open()
+    pieces = [session.step([(sequence, tokens[at : at + 16], "logits", None)])[0] for at in range(0, len(tokens), 16)]
+    # Keys and values are kept in fp16, 2 ** -11 off, which grows through four layers; ops have their bounds elsewhere.
+    np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=0, atol=0.01 * np.abs(expected).max())
+
+
+def test_the_experts_of_older_mixtral_files_are_found_one_by_one() -> None:
+    config = read_config({**SETTINGS, "model_type": "mixtral"})
+    parts = {f"blk.2.ffn_up.{e}": exact(f"blk.2.ffn_up.{e}.weight", np.full((3, 2), float(e))) for e in (1, 0)}
+    arranged = arrange(parts, models.find("mixtral").gguf_names, config)
+    assert list(arranged) == ["model.layers.2.mlp.experts.up_proj"]
+    np.testing.assert_array_equal(arranged["model.layers.2.mlp.experts.up_proj"].floats()[:, 0], [0, 0, 0, 1, 1, 1])
+
+
+def test_an_olmo_3_file_is_refused_though_it_says_olmo2(tmp_path: Path) -> None:
+    case = Case("olmo2", ARCH.OLMO2, {}, {"attention.sliding_window": 4096}, shapes=CASES["olmo2"].shapes)
+    config = read_config({**SETTINGS, "model_type": "olmo2"})
+    source = open_source(write(tmp_path / "model.gguf", case, make_folder(case), config))
+    with pytest.raises(UnsupportedModel, match="sliding_window is 4096"):
+        our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, [1])
