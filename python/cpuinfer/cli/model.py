@@ -11,7 +11,18 @@ from cpuinfer.cli.terminal import dim
 if TYPE_CHECKING:
     from cpuinfer.llm import LLM
 
-MODEL_HELP = "a GGUF file, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+MODEL_HELP = (
+    "a GGUF file, a Hugging Face folder, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
+)
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Declare --quantize."""
+    parser.add_argument(
+        "--quantize",
+        metavar="TYPE",
+        help="what the float weights of a Hugging Face folder become: int4 (default), int8, nf4, or none to stay floats",
+    )
 
 
 def positive(text: str) -> int:
@@ -22,7 +33,9 @@ def positive(text: str) -> int:
     return value
 
 
-def open_model(spec: str | None, *, threads: int | None, context: int | None, isa: str | None) -> LLM:
+def open_model(
+    spec: str | None, *, threads: int | None, context: int | None, isa: str | None, quantize: str | None = None
+) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
     from cpuinfer.llm import LLM
@@ -30,9 +43,9 @@ def open_model(spec: str | None, *, threads: int | None, context: int | None, is
     terminal = sys.stderr.isatty()
     path = store.resolve(spec, progress=terminal)
     if not terminal:
-        return LLM(path, threads=threads, context=context, isa=isa)
+        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
     print(dim(f"loading {path.name} ...", sys.stderr), end="", file=sys.stderr, flush=True)
     try:
-        return LLM(path, threads=threads, context=context, isa=isa)
+        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
     finally:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

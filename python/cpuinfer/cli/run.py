@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
-from cpuinfer.cli.model import MODEL_HELP, open_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, open_model, positive
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.sampling import ORDERS, STAGES, SamplingParams
 
@@ -23,7 +23,7 @@ HELP = "answer a prompt, or chat when there is none"
 INTERRUPTED = 130
 
 EPILOG = """\
-A lone argument without -m is the model if it names one (a file, hf:owner/repo, a built-in name), else the prompt.
+A lone argument without -m is the model if it names one (a file, a folder, hf:owner/repo, a built-in name), else the prompt.
 Piped standard input is the prompt, or follows it after a blank line; its final newlines are dropped.
 Without a prompt, on a terminal, this is a chat: /? there lists its commands.
 
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     machine.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the fast cores")
     machine.add_argument("--isa", metavar="NAME", help="a kernel set (default: the best this machine runs)")
+    add_quantize(machine)
     sampling = parser.add_argument_group("sampling")
     for flags, name, kind, text in _SAMPLING:
         default = getattr(SamplingParams(), name)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         _check_can_chat(args)
     for text in (prompt, args.system):
         _check_text(text)
-    with open_model(model, threads=args.threads, context=args.context, isa=args.isa) as llm:
+    with open_model(model, threads=args.threads, context=args.context, isa=args.isa, quantize=args.quantize) as llm:
         if prompt is None:
             from cpuinfer.cli import repl
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.model import MODEL_HELP, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, positive
 from cpuinfer.cli.terminal import megabytes, printable
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--context", type=positive, metavar="N", help="for the memory estimate (default: the model's own)"
     )
+    add_quantize(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    description = describe_model(args.model, args.context)
+    description = describe_model(args.model, args.context, args.quantize)
     if args.json:
         memory = {**asdict(description.memory), "total": description.memory.total}
         print(json.dumps({**asdict(description), "memory": memory}, ensure_ascii=False))
@@ -43,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_model(spec: str, context: int | None) -> Description:
+def describe_model(spec: str, context: int | None, quantize: str | None = None) -> Description:
     """Find, if need be download, and read the header."""
     from cpuinfer import store
     from cpuinfer.describe import describe
 
-    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context)
+    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context, quantize=quantize)
 
 
 def _print_tables(description: Description) -> None:
@@ -82,6 +83,7 @@ def _facts(model: Description) -> Table:
     table = _table(model.name)
     head = "the embedding table" if model.tied else "its own matrix"
     for name, value in (
+        ("format", model.format),
         ("architecture", model.architecture),
         ("parameters", f"{model.parameters / 1e6:,.1f} million"),
         ("layers", f"{model.layers}"),
@@ -93,7 +95,7 @@ def _facts(model: Description) -> Table:
         ("rotary positions", model.rope),
         ("tokenizer", model.tokenizer),
         ("chat template", "yes" if model.has_chat_template else "no"),
-        ("file", megabytes(model.file_bytes)),
+        ("files", megabytes(model.file_bytes)),
         ("read per token", megabytes(model.bytes_per_token)),
     ):
         _add(table, name, value)
@@ -101,11 +103,12 @@ def _facts(model: Description) -> Table:
 
 
 def _tensors(model: Description) -> Table:
-    table = _table("tensors", "kind", "encoding", "kernel layout", "count", "shape", "bits per weight", "MB")
+    table = _table("tensors", "kind", "encoding", "kernel layout", "count", "shape", "bits per weight", "packed", "MB")
     for tensor in model.tensors:
         shape = " x ".join(map(str, tensor.shape))
-        bits, size = f"{tensor.bits_per_weight:.2f}", f"{tensor.bytes / 1e6:,.1f}"
-        _add(table, tensor.kind, tensor.encoding, tensor.layout, str(tensor.count), shape, bits, size)
+        bits, packed = f"{tensor.bits_per_weight:.2f}", f"{tensor.packed_bits:.2f}"
+        size = f"{tensor.bytes / 1e6:,.1f}"
+        _add(table, tensor.kind, tensor.encoding, tensor.layout, str(tensor.count), shape, bits, packed, size)
     return table
 
 
