@@ -34,6 +34,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "rope_theta": 500000.0,
 }
+HALF = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 10000.0}
 LONG = {
     "rope_type": "longrope",
     "long_factor": [1.0 + 0.5 * i for i in range(6)],
@@ -41,6 +42,7 @@ LONG = {
     "original_max_position_embeddings": 64,
     "rope_theta": 10000.0,
 }
+SAME: Options = {"num_key_value_heads": None}  # as many key-value heads as heads
 MIX: Options = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 CASES: dict[str, tuple[str, Options]] = {
@@ -66,18 +68,31 @@ CASES: dict[str, tuple[str, Options]] = {
     "qwen2_moe": ("Qwen2MoeConfig", {**MIX, "shared_expert_intermediate_size": 64}),
     "qwen3_moe": ("Qwen3MoeConfig", {**MIX, "norm_topk_prob": True, "head_dim": 16}),
     "qwen3_moe, plain": ("Qwen3MoeConfig", {**MIX, "norm_topk_prob": False, "head_dim": 16}),
-    "gpt_neox": ("GPTNeoXConfig", {"rotary_pct": 0.5}),
-    "gpt_neox, in sequence": ("GPTNeoXConfig", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
-    "gpt2": ("GPT2Config", {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}),
+    "gpt_neox": ("GPTNeoXConfig", {**SAME, "rope_parameters": HALF}),
+    "gpt_neox, in sequence": (
+        "GPTNeoXConfig",
+        {**SAME, "use_parallel_residual": False, "hidden_act": "gelu_fast", "rope_parameters": HALF},
+    ),
+    "gpt2": ("GPT2Config", {**SAME, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}),
     "gpt_neo": (
         "GPTNeoConfig",
-        {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 6},
+        {
+            **SAME,
+            "num_hidden_layers": 4,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 6,
+        },
     ),
-    "gptj": ("GPTJConfig", {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256, "rotary_dim": 8}),
-    "bloom": ("BloomConfig", {"n_layer": 3, "n_head": 4}),
-    "bloom, six heads": ("BloomConfig", {"n_layer": 2, "n_head": 6}),
-    "opt": ("OPTConfig", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
-    "opt, norms after": ("OPTConfig", {"ffn_dim": 80, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+    "gptj": ("GPTJConfig", {**SAME, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256, "rotary_dim": 8}),
+    "bloom": ("BloomConfig", {**SAME, "n_layer": 3, "n_head": 4}),
+    "bloom, six heads": ("BloomConfig", {**SAME, "n_layer": 2, "n_head": 6}),
+    "opt": ("OPTConfig", {**SAME, "ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "opt, norms after": (
+        "OPTConfig",
+        {**SAME, "ffn_dim": 80, "word_embed_proj_dim": 48, "do_layer_norm_before": False},
+    ),
     "falcon 7b": ("FalconConfig", {"multi_query": True, "parallel_attn": True, "bias": False, "alibi": False}),
     "falcon 40b": ("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}),
     "falcon rw": (
@@ -95,7 +110,10 @@ def save(folder: Path, kind: str, options: Options) -> Any:
     """A random model of transformers, saved as float32 and returned in float64; weights large enough to matter."""
     torch.manual_seed(len(kind) + len(options))
     config = getattr(transformers, kind)(**{**SMALL, **options})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    attention = "sdpa" if options.get("alibi") else "eager"  # Falcon's eager path adds ALiBi twice
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, experts_implementation="eager"
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.3 if parameter.ndim > 1 else 0.2

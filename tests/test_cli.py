@@ -23,6 +23,7 @@ from fake_llm import FakeLLM, open_fake
 
 DESCRIPTION = Description(
     name="Tiny [bold]model\x1b[31m",
+    format="GGUF",
     architecture="llama",
     parameters=134_500_000,
     layers=30,
@@ -38,7 +39,7 @@ DESCRIPTION = Description(
     tokenizer="gpt2 (smollm)",
     has_chat_template=True,
     file_bytes=98_000_000,
-    tensors=(TensorKind("self_attn.q_proj", "Q4_1", "int4", 30, (576, 576), 5.0, 6_220_800),),
+    tensors=(TensorKind("self_attn.q_proj", "Q4_1", "int4", 30, (576, 576), 5.0, 5.0, 6_220_800),),
     memory=MemoryEstimate(84_000_000, 47_000_000, 15_000_000, 90_000_000),
     bytes_per_token=84_000_000,
 )
@@ -73,8 +74,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
     monkeypatch.setattr(run_command, "open_model", open_model)
     monkeypatch.setattr(run_command, "_is_spec", lambda text: text.endswith(".gguf"))
     monkeypatch.setattr(bench, "open_model", open_model)
-    monkeypatch.setattr(bench, "describe_model", lambda _spec: DESCRIPTION)
-    monkeypatch.setattr(show, "describe_model", lambda _spec, _context: DESCRIPTION)
+    monkeypatch.setattr(bench, "describe_model", lambda _spec, **_: DESCRIPTION)
+    monkeypatch.setattr(show, "describe_model", lambda _spec, _context, **_: DESCRIPTION)
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.delenv("CPUINFER_DEBUG", raising=False)
     return models
@@ -124,7 +125,7 @@ def test_run_tells_the_model_from_the_prompt(
     prompt: str,
 ) -> None:
     assert main(["run", *arguments]) == 0
-    assert opened[0].opened == {"spec": model, "threads": None, "context": None, "isa": None}
+    assert opened[0].opened == {"spec": model, "threads": None, "context": None, "isa": None, "quantize": None}
     assert opened[0].asked == [[{"role": "user", "content": prompt}]]
     assert capsys.readouterr().out == f"You said: {prompt}\n"
 
@@ -154,9 +155,9 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    machine = "-c 64 -t 3 --isa avx2"
+    machine = "-c 64 -t 3 --isa avx2 --quantize nf4"
     assert main(["run", *f"{sampling} {more} {machine} --system Be hi".split()]) == 0
-    assert opened[0].opened == {"spec": None, "threads": 3, "context": 64, "isa": "avx2"}
+    assert opened[0].opened == {"spec": None, "threads": 3, "context": 64, "isa": "avx2", "quantize": "nf4"}
     assert opened[0].asked == [[{"role": "system", "content": "Be"}, {"role": "user", "content": "hi"}]]
     assert opened[0].params == [
         cpuinfer.SamplingParams(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cpuinfer import loader, machine
+from cpuinfer import describe, machine
 from cpuinfer.errors import InvalidRequest
 
 _core = pytest.importorskip("cpuinfer._core")
@@ -62,7 +62,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     description = SimpleNamespace(
         name="a [bold]\x1b[2Jmodel", bytes_per_token=100_000_000, memory=SimpleNamespace(weights=120_000_000)
     )
-    monkeypatch.setattr(loader, "describe", lambda _path: description)
+    monkeypatch.setattr(describe, "describe", lambda _path: description)
     path = tmp_path / "model.gguf"
     path.touch()
     return str(path)
@@ -174,7 +174,7 @@ def test_achieved_decodes_and_compares_with_the_roof(
     assert run(str(tiny_model), "--achieved", "--json") == 0
     roof = json.loads(capsys.readouterr().out)["roof"]
     assert roof["achieved"] > 0
-    assert roof["bytes_per_token"] == loader.describe(tiny_model).bytes_per_token
+    assert roof["bytes_per_token"] == describe.describe(tiny_model).bytes_per_token
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
@@ -12,13 +13,15 @@ from gguf import GGMLQuantizationType as Encoding
 from cpuinfer import _core, formats
 from cpuinfer.checkpoint import open_checkpoint
 from cpuinfer.errors import InvalidRequest, UnsupportedFormat
-from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows
+from cpuinfer.formats.canonical import BlockLayout, BlockRows, FloatRows, IntegerRows
+from cpuinfer.formats.packed import Codebook, with_eighth
 
 NAMES = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
     *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"),
 )
 BLOCK = {name: gguf.GGML_QUANT_SIZES[Encoding[name]] for name in NAMES}
+BLOCK_LAYOUTS = get_args(BlockLayout)
 
 
 def random_rows(encoding: str, rows: int, k: int) -> np.ndarray:
@@ -52,6 +55,65 @@ def test_values_equal_those_of_the_gguf_package(encoding: str, blocks: int) -> N
         expected = gguf.quants.dequantize(raw, Encoding[encoding])
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("layout", BLOCK_LAYOUTS)
+def test_exact_values_of_blocks_are_those_of_the_gguf_package_but_for_one_rounding(layout: BlockLayout) -> None:
+    """Every product and difference of the gguf package's is exact in fp32 but the last."""
+    form = formats.find_blocks(layout)
+    raw = random_rows(form.name, 40, 4 * form.elements)
+    with np.errstate(all="ignore"):
+        values = form.stored().decode(raw, 4 * form.elements).to_float(np.float64)
+        expected = gguf.quants.dequantize(raw, Encoding[form.name])
+        assert np.isfinite(expected).sum() > expected.size // 2
+        np.testing.assert_array_equal(values.astype(np.float32), expected)
+    assert values.dtype == np.float64
+
+
+@pytest.mark.parametrize("layout", ["q2_k", "q4_k", "q5_k", "q5_1"])
+def test_exact_values_of_blocks_are_not_rounded_to_fp32(layout: BlockLayout) -> None:
+    """A scale of thousands less a minimum near 2**-14 needs more than the 24 bits of fp32, fewer than float64's 53."""
+    form = formats.find_blocks(layout)
+    raw = np.full((1, form.block_bytes), 0x7F, np.uint8)
+    at = 80 if layout == "q2_k" else 0
+    raw[0, at : at + 4] = np.array([30000, 2.0**-14 * 1.5], np.float16).view(np.uint8)
+    values = form.stored().decode(raw, form.elements).to_float(np.float64)
+    assert np.any(values != values.astype(np.float32))
+    remainder = values / 2.0**-15
+    np.testing.assert_array_equal(remainder, np.rint(remainder))
+    assert np.abs(remainder).max() < 2.0**53
+
+
+@pytest.mark.parametrize("layout", BLOCK_LAYOUTS)
+def test_block_sizes_are_those_of_the_files_reader(layout: BlockLayout) -> None:
+    form = formats.find_blocks(layout)
+    known = {name: (elements, size) for _, name, elements, size in _core.gguf_tensor_types()}
+    assert form.layout == layout == form.name.lower()
+    assert (form.elements, form.block_bytes) == known[form.name]
+
+
+@pytest.mark.parametrize("name", get_args(Codebook))
+def test_code_books_are_those_of_the_gguf_package(name: Codebook) -> None:
+    table = _core.codebook(name)
+    reference = getattr(gguf.quants, name.upper())
+    if name in ("iq4_nl", "mxfp4"):
+        expected = np.array(reference.kvalues)
+    else:
+        reference.init_grid()
+        expected = reference.grid.reshape(reference.grid_shape)
+    assert table.dtype == np.int8
+    np.testing.assert_array_equal(table, expected)
+
+
+def test_an_unknown_code_book_is_refused_with_the_list() -> None:
+    with pytest.raises(InvalidRequest, match=r"code-book 'iq1_m': expected iq4_nl, mxfp4, .* or iq1_s"):
+        _core.codebook("iq1_m")
+
+
+def test_the_eighth_sign_makes_the_number_of_negative_ones_even() -> None:
+    signs = with_eighth(np.arange(128, dtype=np.uint32))
+    np.testing.assert_array_equal(signs & 127, np.arange(128))
+    assert not (np.unpackbits(signs[:, None], axis=1).sum(axis=1) % 2).any()
 
 
 @pytest.mark.parametrize("encoding", sorted(BLOCK))

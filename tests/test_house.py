@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cpuinfer import loader, machine, reference
+from cpuinfer import describe, machine, reference, weights
 from cpuinfer.formats import canonical
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,11 +22,15 @@ CSRC = ROOT / "csrc"
 PYTHON_LAYERS = (
     {"errors", "description", "results", "_core", "__init__"},
     {"config", "machine", "sampling", "store"},
-    {"ops", "checkpoint", "chat", "tokenizer"},
+    {"ops", "checkpoint", "chat", "rope", "tokenizer"},
     {"graph"},
-    {"models", "formats", "program", "reference", "streaming"},
-    {"gguf", "published", "request"},
+    {"models", "formats", "program", "reference", "safetensors_folder", "streaming"},
+    {"published", "request"},
+    {"weights"},
+    {"naming"},
+    {"gguf", "huggingface"},
     {"loader"},
+    {"describe"},
     {"engine"},
     {"llm"},
     {"server", "evaluate", "quantize"},
@@ -111,10 +115,10 @@ def test_files_are_small(path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "constant", "value"),
     [
-        ("kernels/kernels.h", "kLanes", loader.PANEL),
+        ("kernels/kernels.h", "kLanes", weights.PANEL),
         ("kernels/kernels.h", "kGroup", canonical.GROUP),
         ("kernels/kernels.h", "kGroup", reference.GROUP),
-        ("kernels/kernels.h", "kPageTokens", loader.PAGE_TOKENS),
+        ("kernels/kernels.h", "kPageTokens", describe.PAGE_TOKENS),
         ("core/worker_team.h", "kMostWorkers", machine.MOST_THREADS),
     ],
 )

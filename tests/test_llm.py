@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 
-from cpuinfer import LLM, SamplingParams, loader
+from cpuinfer import LLM, SamplingParams, describe
 from cpuinfer.errors import (
     Cancelled,
     CheckpointError,
@@ -42,8 +42,8 @@ def llm(tiny_model: Path) -> Iterator[LLM]:
 
 
 def test_the_sizes_a_description_states_are_those_the_core_takes(tiny_model: Path, llm: LLM) -> None:
-    assert loader.describe(tiny_model).memory.weights == llm._session.weight_bytes
-    assert loader.page_bytes(llm.config) == llm._session.page_bytes
+    assert describe.describe(tiny_model).memory.weights == llm._session.weight_bytes
+    assert describe.page_bytes(llm.config) == llm._session.page_bytes
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -124,6 +124,7 @@ EXPERTS: Shapes = FEED_FORWARD | {
 MODELS = {
     "layer norms and biases": (biased(frame({"first": (HIDDEN,)})), layer_norms),
     "activations": (frame(FEED_FORWARD), activations),
+    "activations and biases": (biased(frame(FEED_FORWARD)), activations),
     "norms of heads, norms after": (frame({"per_head": (HEAD_DIM,)}), head_norms),
     "learned positions": (frame({"positions": (140, HIDDEN)}), learned_positions),
     "window and soft cap": (frame({}), windows),
@@ -207,7 +208,7 @@ def bound(op: object, value: Value, values: dict[Value, Array], reference: Refer
             return last + off + (0 if op.act is None else 80 * UNIT * (np.abs(exact) + 10))
         case Glu():
             x = reference._read(values[op.x], op.norm)
-            gate, up = reference._affine(x, op.gate), reference._affine(x, op.up)
+            gate, up = (reference._affine(x, *pair) for pair in zip((op.gate, op.up), op.biases, strict=True))
             off_gate = product_bound(x, reference, op.gate, normed=op.norm is not None)
             off_up = product_bound(x, reference, op.up, normed=op.norm is not None)
             act = np.abs(activate(gate, op.act))

@@ -14,6 +14,7 @@ from cpuinfer.graph import Graph
 from cpuinfer.reference import Reference, quantisation_step, quantise
 
 SHAPE = {"layers": 2, "hidden": 48, "heads": 6, "kv_heads": 2, "head_dim": 8, "feed_forward": 80, "vocabulary": 50}
+LLAMA_OPTIONS = {"act": "silu"}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -24,7 +25,7 @@ LLAMA3 = {
 
 
 def make_config(*, tied: bool, rope: Rope) -> Config:
-    return Config(model_type="llama", context=256, norm_eps=1e-5, tied=tied, rope=rope, **SHAPE)
+    return Config(model_type="llama", context=256, norm_eps=1e-5, tied=tied, rope=rope, options=LLAMA_OPTIONS, **SHAPE)
 
 
 def make_shapes(config: Config) -> dict[str, tuple[int, ...]]:

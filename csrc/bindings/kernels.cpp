@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +13,7 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "kernels/codebooks.h"
 #include "kernels/dispatch.h"
 #include "kernels/pack.h"
 
@@ -104,6 +107,26 @@ const BlockLayout& find_blocks(const std::string& name) {
   const BlockLayout* layout = block_layout(find_encoding(name));
   if (layout == nullptr) invalid("layout '" + name + "': not one of blocks");
   return *layout;
+}
+
+// A table's entries, of a byte a number -> int8 [entries, numbers].
+template <typename Entry, std::size_t kEntries>
+py::array_t<int8_t> numbers_of(const std::array<Entry, kEntries>& table) {
+  py::array_t<int8_t> out({kEntries, sizeof(Entry)});
+  std::memcpy(out.mutable_data(), table.data(), sizeof table);
+  return out;
+}
+
+py::array_t<int8_t> codebook(const std::string& name) {
+  if (name == "iq4_nl") return py::array_t<int8_t>(16, kIq4NlNumbers);
+  if (name == "mxfp4") return py::array_t<int8_t>(16, kE2m1Doubled);
+  if (name == "iq2_xxs") return numbers_of(kIq2XxsGrid);
+  if (name == "iq2_xs") return numbers_of(kIq2XsGrid);
+  if (name == "iq2_s") return numbers_of(kIq2SGrid);
+  if (name == "iq3_xxs") return numbers_of(kIq3XxsGrid);
+  if (name == "iq3_s") return numbers_of(kIq3SGrid);
+  if (name == "iq1_s") return numbers_of(kIq1SGrid);
+  invalid("code-book '" + name + "': expected iq4_nl, mxfp4, iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s or iq1_s");
 }
 
 // Rows of blocks as in a file -> fp32 [rows, k].
@@ -209,13 +232,7 @@ void bind_kernels(py::module_& m) {
   m.def(
       "select_kernels", [](const std::optional<std::string>& name) { return std::string(set_for(name).name); },
       py::arg("name") = py::none());
-  m.def(
-      "block_size",
-      [](const std::string& name) {
-        const BlockLayout& layout = find_blocks(name);
-        return std::pair(layout.inputs, layout.bytes);
-      },
-      py::arg("layout"));
+  m.def("codebook", &codebook, py::arg("name"));
   m.def("read_blocks", &read_blocks_of, py::arg("layout"), py::arg("raw"), py::arg("k"));
   py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")

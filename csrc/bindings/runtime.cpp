@@ -92,10 +92,12 @@ std::vector<ValueId> add_linears(Program& self, const std::string& name, ValueId
 }
 
 ValueId add_glu(Program& self, const std::string& name, ValueId x, const py::object& norm, Matrix gate, Matrix up,
-                const std::string& act, const std::vector<int32_t>& input_order) {
+                const std::vector<py::object>& biases, const std::string& act,
+                const std::vector<int32_t>& input_order) {
   Op op{OpKind::kGlu, name, {x}, {}};
   op.weights = {std::move(gate), std::move(up)};
   op.norm = make_norm(norm);
+  for (const py::object& bias : biases) op.biases.push_back(optional_vector(bias));
   op.input_order = input_order;
   op.activation = activation_named(act);
   return self.add(std::move(op))[0];
@@ -213,7 +215,7 @@ void bind_runtime(py::module_& m) {
            py::arg("biases"), py::arg("act") = py::none(), py::arg("softcap") = 0.0f, py::arg("residual") = py::none(),
            py::arg("input_order") = std::vector<int32_t>())
       .def("glu", &add_glu, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("gate"), py::arg("up"),
-           py::kw_only(), py::arg("act"), py::arg("input_order") = std::vector<int32_t>())
+           py::kw_only(), py::arg("biases"), py::arg("act"), py::arg("input_order") = std::vector<int32_t>())
       .def("experts", &add_experts, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("weights"), py::kw_only(),
            py::arg("count"), py::arg("used"), py::arg("renormalise"), py::arg("act"), py::arg("residual") = py::none())
       .def("gated", &add_gated, py::arg("name"), py::arg("x"), py::arg("gate"), py::kw_only(),

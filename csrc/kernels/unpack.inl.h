@@ -224,6 +224,17 @@ struct Q6K {
   }
 };
 
+// A code-book plus a zero point, so that bytes hold it without signs.
+struct Shifted {
+  uint8_t numbers[16];
+};
+
+constexpr Shifted shifted(const int8_t (&numbers)[16], int zero) {
+  Shifted table{};
+  for (int i = 0; i < 16; ++i) table.numbers[i] = static_cast<uint8_t>(numbers[i] + zero);
+  return table;
+}
+
 // d table[q]: d fp16, nibbles as Q4_0.
 struct Iq4Nl {
   static constexpr int kInputs = 32, kBytes = 18, kScaled = 32, kZero = 128;
@@ -233,9 +244,8 @@ struct Iq4Nl {
     codes(field(block, 2), out.codes + at * 8);
   }
   static void codes(const uint8_t* nibbles, uint8_t (*out)[kLine]) {
-    // -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113, plus 128.
-    constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-    for (int s = 0; s < 4; ++s) look_up(kTable, nibbles + s * kLine, out[s], out[4 + s]);
+    constexpr Shifted kTable = shifted(kIq4NlNumbers, kZero);
+    for (int s = 0; s < 4; ++s) look_up(kTable.numbers, nibbles + s * kLine, out[s], out[4 + s]);
   }
 };
 
@@ -266,10 +276,9 @@ struct Mxfp4 {
       const auto power = [](Bits n) { return as_floats(to_exponent(plus(n, fill_bits(63)))); };
       store(out.scale[at] + p, power(half) * power(minus(e, half)));
     }
-    // Twice E2M1's 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, plus 12.
-    constexpr uint8_t kTable[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    constexpr Shifted kTable = shifted(kE2m1Doubled, kZero);
     for (int s = 0; s < 4; ++s) {
-      look_up(kTable, field(block, 1) + s * kLine, out.codes[at * 8 + s], out.codes[at * 8 + 4 + s]);
+      look_up(kTable.numbers, field(block, 1) + s * kLine, out.codes[at * 8 + s], out.codes[at * 8 + 4 + s]);
     }
   }
 };

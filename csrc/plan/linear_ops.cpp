@@ -169,12 +169,15 @@ void Plan::run_glu(const Op& op, std::size_t index, int worker) noexcept {
   int64_t turn = worker;
   for (Item item; next_item(op, index, pieces, step_.rows, turn, item);) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (item.end - item.begin) * kLanes;
+    const int64_t first = item.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
     for (int64_t row = item.row; row < item.row_end; row += kTileRows) {
       const int64_t count = std::min<int64_t>(kTileRows, item.row_end - row);
       float* y = row_of(op.outputs[0], row) + item.begin * kLanes;
       multiply(*op.weights[0], item.begin, item.end, in, row, count, gate, kStride);
       multiply(*op.weights[1], item.begin, item.end, in, row, count, y, ldy);
       for (int64_t r = 0; r < count; ++r) {
+        if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
+        if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);
         kernels_.activate(op.activation, lanes, gate + r * kStride);
         kernels_.multiply(gate + r * kStride, lanes, y + r * ldy);
       }

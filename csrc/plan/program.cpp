@@ -38,6 +38,16 @@ void check_norm(const Norm& norm, int64_t width, const std::string& op) {
   }
 }
 
+void check_biases(const Op& op) {
+  if (op.biases.size() != op.weights.size()) refuse(op.name, "expected one bias, or none, for each weight");
+  for (std::size_t i = 0; i < op.weights.size(); ++i) {
+    const auto count = static_cast<int64_t>(op.biases[i].size());
+    if (count != 0 && count != op.weights[i]->view().n) {
+      refuse(op.name, std::to_string(count) + " biases, expected " + std::to_string(op.weights[i]->view().n));
+    }
+  }
+}
+
 std::size_t weights_wanted(OpKind kind) {
   switch (kind) {
     case OpKind::kEmbed: return 1;
@@ -116,17 +126,13 @@ std::vector<int64_t> Program::check_linears(const Op& op) const {
   check_input_order(op, width);
   if (op.weights.empty()) refuse(op.name, "no weights");
   if (op.residual != kNoValue && op.weights.size() != 1) refuse(op.name, "a residual needs exactly one weight");
-  if (op.biases.size() != op.weights.size()) refuse(op.name, "expected one bias, or none, for each weight");
   if (!(op.softcap >= 0)) refuse(op.name, "a negative soft cap");
   std::vector<int64_t> widths;
-  for (std::size_t i = 0; i < op.weights.size(); ++i) {
-    const Weights& w = op.weights[i]->view();
-    check_inputs(w, width, op.name);
-    if (!op.biases[i].empty() && static_cast<int64_t>(op.biases[i].size()) != w.n) {
-      refuse(op.name, std::to_string(op.biases[i].size()) + " biases, expected " + std::to_string(w.n));
-    }
-    widths.push_back(w.n);
+  for (const auto& weight : op.weights) {
+    check_inputs(weight->view(), width, op.name);
+    widths.push_back(weight->view().n);
   }
+  check_biases(op);
   return widths;
 }
 
@@ -138,6 +144,7 @@ std::vector<int64_t> Program::check_glu(const Op& op) const {
   check_inputs(gate, width, op.name);
   check_inputs(up, width, op.name);
   if (gate.n != up.n) refuse(op.name, "gate " + shape_text(gate) + " and up " + shape_text(up) + " differ in rows");
+  check_biases(op);
   return {gate.n};
 }
 

@@ -59,7 +59,7 @@ struct Op {
   std::vector<std::shared_ptr<const PackedMatrix>> weights = {};
   Norm norm = {};
   ValueId residual = kNoValue;                  // added to the one output; not of embed, glu and attention
-  std::vector<std::vector<float>> biases = {};  // linears: one a weight, empty for none
+  std::vector<std::vector<float>> biases = {};  // linears, glu: one a weight, empty for none
   std::vector<int32_t> input_order = {};        // linears, glu: input i of the weights is input_order[i] of x; or empty
   Activation activation = Activation::kNone;    // linears, glu, experts
   float softcap = 0;                            // linears

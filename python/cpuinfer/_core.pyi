@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cpuinfer.config import Activation
 from cpuinfer.formats.canonical import BlockLayout, Layout
+from cpuinfer.formats.packed import Codebook
 from cpuinfer.request import Want
 
 # Files
@@ -36,7 +37,7 @@ def select_kernels(name: str | None = None) -> str: ...
 class BufferPool:
     def __init__(self, bytes: int) -> None: ...
 
-def block_size(layout: BlockLayout) -> tuple[int, int]: ...
+def codebook(name: Codebook) -> npt.NDArray[np.int8]: ...
 def read_blocks(layout: BlockLayout, raw: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.float32]: ...
 
 class PackedMatrix:
@@ -147,6 +148,7 @@ class Program:
         gate: PackedMatrix,
         up: PackedMatrix,
         *,
+        biases: Sequence[npt.NDArray[np.float32] | None],
         act: Activation,
         input_order: Sequence[int] = (),
     ) -> int: ...

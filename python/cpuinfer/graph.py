@@ -114,7 +114,8 @@ class Graph:
         if self._rows(up, value) != width:
             raise UnsupportedModel(f"{up}: shape {self.shapes[up]}, expected ({width}, {value.width})")
         out = self._value(width)
-        self.ops.append(Glu(gate, value, norm, gate, up, act, out))
+        biases = (self._bias(gate, width), self._bias(up, width))
+        self.ops.append(Glu(gate, value, norm, gate, up, biases, act, out))
         return out
 
     def experts(

@@ -1,4 +1,4 @@
-"""From the tensors of a file to the weights an architecture reads: renamed, split, stacked or turned as its names say."""
+"""From a file's tensors to the weights an architecture reads: renamed, split, stacked or turned as its names say."""
 
 from __future__ import annotations
 

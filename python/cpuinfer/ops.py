@@ -83,13 +83,14 @@ class Linears:
 
 @dataclass(frozen=True, slots=True)
 class Glu:
-    """out = act(W_gate norm(x)) * (W_up norm(x)) (arXiv 2002.05202)."""
+    """out = act(W_gate norm(x) + b_gate) * (W_up norm(x) + b_up) (arXiv 2002.05202)."""
 
     name: str
     x: Value
     norm: Norm | None
     gate: str
     up: str
+    biases: tuple[str | None, str | None]
     act: Activation
     out: Value
 

@@ -97,6 +97,7 @@ class _Writer:
                     self._norm(op.norm),
                     matrices[op.gate],
                     matrices[op.up],
+                    biases=[None if name is None else self._vectors[name] for name in op.biases],
                     act=op.act,
                     input_order=self._order(op.name),
                 )

@@ -86,7 +86,10 @@ class Reference:
                 return outs
             case Glu():
                 x = self._read(values[op.x], op.norm)
-                return {op.out: activate(self._affine(x, op.gate), op.act) * self._affine(x, op.up)}
+                return {
+                    op.out: activate(self._affine(x, op.gate, op.biases[0]), op.act)
+                    * self._affine(x, op.up, op.biases[1])
+                }
             case Experts():
                 return {op.out: _plus(self._experts(op, self._read(values[op.x], op.norm)), op.residual, values)}
             case Gated():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -104,16 +105,17 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb", buffering=0)
-            self.size = path.stat().st_size
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
-        length = int.from_bytes(self._file.read(8), "little")
+        weakref.finalize(self, os.close, self._descriptor)
+        self.size = os.fstat(self._descriptor).st_size
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         if self.size < 8 or length > min(MOST_HEADER, self.size - 8):
             raise CheckpointError(f"{path}: a header of {length} bytes in a file of {self.size}")
         self._data = 8 + length
         try:
-            header = json.loads(self._file.read(length), object_pairs_hook=self._without_duplicates)
+            header = json.loads(os.pread(self._descriptor, length, 8), object_pairs_hook=self._without_duplicates)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is not JSON: {error}") from None
         if not isinstance(header, dict):
@@ -156,7 +158,7 @@ class _File:
     def read(self, name: str, offset: int, out: npt.NDArray[Any]) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8).data)
         while view:
-            count = os.preadv(self._file.fileno(), [view], offset)
+            count = os.preadv(self._descriptor, [view], offset)
             if count == 0:
                 raise CheckpointError(f"{self.path}: {name}: ends early, the file has shrunk since it was opened")
             view = view[count:]

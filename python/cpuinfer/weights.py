@@ -235,7 +235,8 @@ def transposed(weight: Weight) -> Weight:
 
     def rows(begin: int, end: int) -> Rows:
         stored = weight.rows(0, inputs)
-        assert isinstance(stored, FloatRows)  # as the layout says
+        if not isinstance(stored, FloatRows):
+            raise UnsupportedFormat(f"{weight.name}: not floats")
         return FloatRows(np.ascontiguousarray(stored.values.T[begin:end]), stored.layout)
 
     return replace(weight, shape=(outputs, inputs), rows=rows, floats=lambda: weight.floats().T, whole=True)

@@ -34,6 +34,7 @@ inline std::vector<ValueId> linears(Program& program, const char* name, ValueId 
 inline ValueId glu(Program& program, ValueId x, Norm norm, Matrix gate, Matrix up) {
   Op op{OpKind::kGlu, "glu", {x}, {}};
   op.weights = {std::move(gate), std::move(up)};
+  op.biases.resize(2);
   op.norm = std::move(norm);
   op.activation = Activation::kSilu;
   return program.add(std::move(op))[0];

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cpuinfer.cli.model import MODEL_HELP, open_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, open_model, positive
 from cpuinfer.cli.terminal import dim, megabytes, printable
 from cpuinfer.errors import CpuInferError, InvalidRequest
 from cpuinfer.sampling import SamplingParams
@@ -89,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="kernel sets (default: the best this machine runs)",
     )
+    add_quantize(parser)
     parser.add_argument("-o", "--output", choices=list(_WRITERS), default="md", help="default md")
 
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     tests = make_tests(args.prompt_tokens, args.generate_tokens, args.depth)
     if not tests:
         raise InvalidRequest("nothing to measure: both -p and -n are 0")
-    description = describe_model(args.model)
+    description = describe_model(args.model, quantize=args.quantize)
     context = max(test.positions for test in tests)
     for test in tests:
         if test.positions > description.context:
@@ -113,14 +114,6 @@ def make_tests(prompt_tokens: int, generate_tokens: int, depths: Sequence[int]) 
     """The rows of a table, those of no tokens left out."""
     kinds: tuple[tuple[Literal["pp", "tg"], int], ...] = (("pp", prompt_tokens), ("tg", generate_tokens))
     return [Test(kind, tokens, depth) for depth in depths for kind, tokens in kinds if tokens]
-
-
-def describe_model(spec: str | None) -> Description:
-    """Find, if need be download, and read the header."""
-    from cpuinfer import store
-    from cpuinfer.describe import describe
-
-    return describe(store.resolve(spec, progress=sys.stderr.isatty()))
 
 
 def measure(llm: LLM, test: Test) -> float:
@@ -147,7 +140,7 @@ def _measure_all(
 ) -> Iterator[Row]:
     for isa in args.isa:
         for threads in args.threads:
-            with open_model(args.model, threads=threads, context=context, isa=isa) as llm:
+            with open_model(args.model, threads=threads, context=context, isa=isa, quantize=args.quantize) as llm:
                 for test in tests:
                     yield _measure_row(llm, test, args.repetitions, description)
 

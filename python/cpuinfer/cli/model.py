@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING
 from cpuinfer.cli.terminal import dim
 
 if TYPE_CHECKING:
+    from cpuinfer.description import Description
     from cpuinfer.llm import LLM
 
 MODEL_HELP = (
     "a GGUF file, a Hugging Face folder, hf:owner/repo[:file-or-quant], or a built-in name (default: smollm2-135m)"
 )
-
-
-def add_quantize(parser: argparse._ActionsContainer) -> None:
-    """Declare --quantize."""
-    parser.add_argument(
-        "--quantize",
-        metavar="TYPE",
-        help="what the float weights of a Hugging Face folder become: int4 (default), int8, nf4, or none to stay floats",
-    )
 
 
 def positive(text: str) -> int:
@@ -31,6 +23,23 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least 1")
     return value
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Declare --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int4", "int8", "nf4", "none"),
+        help="what the float weights of a Hugging Face folder become (default: int4)",
+    )
+
+
+def describe_model(spec: str | None, context: int | None = None, *, quantize: str | None = None) -> Description:
+    """Find, if need be download, and read the header."""
+    from cpuinfer import store
+    from cpuinfer.describe import describe
+
+    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context, quantize=quantize)
 
 
 def open_model(

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, positive
 from cpuinfer.cli.terminal import megabytes, printable
 
 if TYPE_CHECKING:
@@ -35,21 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    description = describe_model(args.model, args.context, args.quantize)
+    description = describe_model(args.model, args.context, quantize=args.quantize)
     if args.json:
         memory = {**asdict(description.memory), "total": description.memory.total}
         print(json.dumps({**asdict(description), "memory": memory}, ensure_ascii=False))
     else:
         _print_tables(description)
     return 0
-
-
-def describe_model(spec: str, context: int | None, quantize: str | None = None) -> Description:
-    """Find, if need be download, and read the header."""
-    from cpuinfer import store
-    from cpuinfer.describe import describe
-
-    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context, quantize=quantize)
 
 
 def _print_tables(description: Description) -> None:
@@ -103,10 +95,10 @@ def _facts(model: Description) -> Table:
 
 
 def _tensors(model: Description) -> Table:
-    table = _table("tensors", "kind", "encoding", "kernel layout", "count", "shape", "bits per weight", "packed", "MB")
+    table = _table("tensors", "kind", "encoding", "kernel layout", "count", "shape", "bits", "packed bits", "MB")
     for tensor in model.tensors:
         shape = " x ".join(map(str, tensor.shape))
-        bits, packed = f"{tensor.bits_per_weight:.2f}", f"{tensor.packed_bits:.2f}"
+        bits, packed = f"{tensor.bits_per_weight:.3f}", f"{tensor.packed_bits:.3f}"
         size = f"{tensor.bytes / 1e6:,.1f}"
         _add(table, tensor.kind, tensor.encoding, tensor.layout, str(tensor.count), shape, bits, packed, size)
     return table

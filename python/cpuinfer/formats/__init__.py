@@ -1,6 +1,7 @@
-"""Ways of storing weights: ``q4_1.py`` decodes "Q4_1", and the file names are the registry; and GGUF's block types.
+"""Ways of storing weights: ``q4_1.py`` decodes "Q4_1", and the file names are the registry.
 
-A block type is unpacked by the kernels (csrc/kernels/unpack.inl.h and grids.inl.h) from the bytes of the file.
+A format decodes to codes and scales, to floats, or, as a `BlockFormat`, leaves the bytes of the file to the kernels
+(csrc/kernels/unpack.inl.h and grids.inl.h) and says in NumPy what their values are.
 """
 
 from __future__ import annotations
@@ -8,19 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from typing import cast, get_args
 
 from cpuinfer.errors import UnsupportedFormat
-from cpuinfer.formats.canonical import BlockLayout, BlockRows, Format, blocks
+from cpuinfer.formats.canonical import BlockFormat, BlockLayout, Format
 
-_SHARED = "canonical"
+_SHARED = {"canonical", "packed"}
 
 
 @functools.cache
 def supported() -> tuple[str, ...]:
     """The encodings that ``find`` knows, sorted."""
-    files = {module.name for module in pkgutil.iter_modules(__path__) if module.name != _SHARED}
-    return tuple(sorted(name.upper() for name in files | set(get_args(BlockLayout))))
+    files = {module.name for module in pkgutil.iter_modules(__path__)}
+    return tuple(sorted(name.upper() for name in files - _SHARED))
 
 
 @functools.cache
@@ -29,24 +29,11 @@ def find(encoding: str) -> Format:
     known = supported()
     if encoding not in known:
         raise UnsupportedFormat(f"type {encoding} is not supported; supported are {', '.join(known)}")
-    if encoding.lower() in get_args(BlockLayout):
-        return _block_format(encoding)
-    module = importlib.import_module(f"{__name__}.{encoding.lower()}")
-    found: Format = module.FORMAT
+    found: Format | BlockFormat = importlib.import_module(f"{__name__}.{encoding.lower()}").FORMAT
+    return found.stored() if isinstance(found, BlockFormat) else found
+
+
+def find_blocks(layout: BlockLayout) -> BlockFormat:
+    """The block type that a layout is."""
+    found: BlockFormat = importlib.import_module(f"{__name__}.{layout}").FORMAT
     return found
-
-
-def _block_format(name: str) -> Format:
-    from cpuinfer import _core
-
-    layout = cast("BlockLayout", name.lower())
-    inputs, size = _core.block_size(layout)
-    return Format(
-        name=name,
-        layout=layout,
-        inputs=inputs,
-        bytes=size,
-        decode=lambda raw, k: BlockRows(
-            blocks(raw, k, elements=inputs, block_bytes=size).reshape(raw.shape), layout, k
-        ),
-    )

@@ -110,10 +110,15 @@ class BlockRows:
     k: int
 
     def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
-        """The values, [rows, k], rounded to fp32 once at most."""
-        from cpuinfer import _core
+        """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the core."""
+        from cpuinfer import _core, formats
 
-        return _core.read_blocks(self.layout, self.raw, self.k).astype(dtype, copy=False)
+        if dtype is np.float32:
+            return _core.read_blocks(self.layout, self.raw, self.k).astype(dtype, copy=False)
+        form = formats.find_blocks(self.layout)
+        block = blocks(self.raw, self.k, elements=form.elements, block_bytes=form.block_bytes)
+        with np.errstate(invalid="ignore"):  # infinite scales times zero are NaN, as in kernels
+            return form.values(block).reshape(len(self.raw), self.k).astype(dtype, copy=False)
 
     def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
         """Put the rows into a packed matrix, from row `begin` on."""
@@ -163,6 +168,29 @@ class Format:
         from cpuinfer import _core
 
         return _core.PackedMatrix(self.layout, rows, k, zero=self.zero, has_bias=self.has_bias, pool=pool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFormat:
+    """One of GGUF's block types, which kernels unpack from the bytes of the file."""
+
+    name: str
+    layout: BlockLayout
+    elements: int
+    """Values of a block."""
+    block_bytes: int
+    values: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
+    """uint8 [rows, blocks, block_bytes] -> exact values [rows, blocks, elements]."""
+
+    def stored(self) -> Format:
+        """As a way of storing weights, which decoding leaves as they are."""
+        return Format(
+            name=self.name, layout=self.layout, inputs=self.elements, bytes=self.block_bytes, decode=self._decode
+        )
+
+    def _decode(self, raw: npt.NDArray[np.uint8], k: int) -> BlockRows:
+        block = blocks(raw, k, elements=self.elements, block_bytes=self.block_bytes)
+        return BlockRows(block.reshape(raw.shape), self.layout, k)
 
 
 def blocks(raw: npt.NDArray[np.uint8], k: int, *, elements: int, block_bytes: int) -> npt.NDArray[np.uint8]:

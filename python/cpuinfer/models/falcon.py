@@ -1,4 +1,4 @@
-"""Falcon: 7B (one key-value head, parallel blocks), 40B, 180B (grouped heads, two LayerNorms), RW (ALiBi, in sequence)."""
+"""Falcon: 7B (one key-value head), 40B and 180B (grouped heads, two LayerNorms), RW (ALiBi, blocks in sequence)."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
 from cpuinfer.models import OneRow, Option, llama, mixtral, qwen3_moe
+from cpuinfer.models.qwen3_moe import expert_count
 from cpuinfer.ops import Value
 
 _SHARED = "model.layers.{i}.mlp.shared_expert."
@@ -24,7 +25,7 @@ HF_NAMES = {
 HF_KEYS = qwen3_moe.HF_KEYS
 OPTIONS = {
     **qwen3_moe.OPTIONS,
-    "experts": Option(60, hf="num_experts", gguf="expert_count"),
+    "experts": Option(60, hf=expert_count, gguf="expert_count"),
     "experts_used": Option(4, hf="num_experts_per_tok", gguf="expert_used_count"),
     "norm_topk_prob": Option(False, hf="norm_topk_prob"),
 }

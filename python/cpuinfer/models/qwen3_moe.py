@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, llama, mixtral, qwen3
+from cpuinfer.models import Json, Option, llama, mixtral, qwen3
 from cpuinfer.ops import Value
+
+
+def expert_count(settings: Json) -> object:
+    """Experts of a layer, by the key of older or newer configurations."""
+    return settings.get("num_experts", settings.get("num_local_experts"))
+
 
 _EXPERTS = "model.layers.{i}.mlp.experts."
 _SHARED = {name: ours for name, ours in qwen3.GGUF_NAMES.items() if ".ffn_" not in name or "norm" in name}
@@ -21,7 +27,7 @@ HF_NAMES = {
 HF_KEYS = {"feed_forward": "moe_intermediate_size"}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
-    "experts": Option(128, hf="num_experts", gguf="expert_count"),
+    "experts": Option(128, hf=expert_count, gguf="expert_count"),
     "experts_used": Option(8, hf="num_experts_per_tok", gguf="expert_used_count"),
     "norm_topk_prob": Option(True, hf="norm_topk_prob"),
     "decoder_sparse_step": Option(1, hf="decoder_sparse_step"),

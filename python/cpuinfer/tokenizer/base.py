@@ -130,7 +130,7 @@ class Tokenizer(ABC):
         return token.encode() if token_id in self._literal else self._piece_bytes(token, token_id)
 
     @abstractmethod
-    def _piece_bytes(self, token: str, token_id: int) -> bytes:
+    def _piece_bytes(self, token: str, token_id: int, /) -> bytes:
         """The bytes of a token that is not special."""
 
 

@@ -24,7 +24,7 @@ class ByteLevel(Tokenizer):
     def _encode_piece(self, piece: str) -> Sequence[int]:
         return self._bpe.encode(piece, add_special_tokens=False).ids
 
-    def _piece_bytes(self, token: str, token_id: int) -> bytes:
+    def _piece_bytes(self, token: str, _: int, /) -> bytes:
         try:
             return bytes([self._byte_of[letter] for letter in token])
         except KeyError:  # not spelled in the byte alphabet: filler such as an unused token

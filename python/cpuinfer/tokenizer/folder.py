@@ -92,7 +92,7 @@ class JsonTokenizer(Tokenizer):
     def _encode_piece(self, piece: str) -> Sequence[int]:
         return self._fast.encode(piece, add_special_tokens=False).ids
 
-    def _piece_bytes(self, token: str, token_id: int) -> bytes:
+    def _piece_bytes(self, token: str, _: int, /) -> bytes:
         if self._byte_of is not None:
             try:
                 return bytes([self._byte_of[letter] for letter in token])

@@ -20,7 +20,7 @@ SPACE = "\u2581"
 
 
 class SentencePieces(Tokenizer):
-    """A text loses nothing but what the vocabulary's normaliser takes away, and gains a leading space where it adds one.
+    """A text loses what the vocabulary's normaliser takes away, and gains a leading space where it adds one.
 
     Each stretch of text between special tokens is encoded by itself.
     """
@@ -46,7 +46,7 @@ class SentencePieces(Tokenizer):
         ids: list[int] = self._processor.encode(piece)
         return ids
 
-    def _piece_bytes(self, token: str, token_id: int) -> bytes:
+    def _piece_bytes(self, token: str, token_id: int, /) -> bytes:
         if self._types[token_id] == BYTE:
             return bytes([int(token[3:-1], 16)])
         return token.replace(SPACE, " ").encode()

@@ -71,7 +71,7 @@ _DIGITS = Split((r"\p{N}", _GPT2))
 _PLAIN = Split((_GPT2,))
 _LLAMA3 = Split((_modern(r"\p{N}{1,3}"),), whole_words=True, add_bos=True)
 _QWEN2 = Split((_modern(r"\p{N}"),), nfc=True)
-_POINTS = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_POINTS = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{ff0c}\x{3001}\x{964}\x{6d4}\x{60c})]+"
 _DEEPSEEK3 = Split((r"\p{N}{1,3}", _KANA, _DEEPSEEK_WORDS))
 _GPT4O = Split((_cased(f"{_CONTRACTION}?", r"\p{N}{1,3}", r"[\r\n/]*"),))
 _DBRX = Split((_modern(r"\p{N}{1,3}"),))
@@ -93,7 +93,7 @@ SPLITS: dict[str, Split] = {
         (
             r"[\r\n]",
             rf"\s?[A-Za-z{_CASED_LETTERS}]+",
-            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s?[!-/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3000}-\x{3002}]+",
             r"\s+$",
             _HAN_HANGUL,
             r"\p{N}+",

@@ -36,5 +36,5 @@ class WordPiece(Tokenizer):
     def _encode_piece(self, piece: str) -> Sequence[int]:
         return self._fast.encode(piece, add_special_tokens=False).ids
 
-    def _piece_bytes(self, token: str, token_id: int) -> bytes:
+    def _piece_bytes(self, token: str, _: int, /) -> bytes:
         return (token[len(CONTINUES) :] if token.startswith(CONTINUES) else f" {token}").encode()
