@@ -55,7 +55,7 @@ def test_a_folder_is_the_model_of_the_file_converted_from_it(folder: Path, origi
 
 
 def test_float_weights_kept_as_they_are_run_like_those_of_the_gguf_file(folder: Path, original: Path) -> None:
-    # Only the order of a head's 16 products differs: some fp32 roundings of scores, and fp16 of keys where they tip one.
+    # Only the order of a head's 16 products differs: roundings of scores in fp32, and of keys in fp16 where they tip one.
     found, expected = native_logits(folder, "none"), native_logits(original, None)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-10 * np.abs(expected).max())
 
@@ -67,7 +67,9 @@ def test_shards_give_the_same_bits_as_one_file(arrays: Arrays, folder: Path, nam
 
 
 def test_the_weights_file_names_its_folder(folder: Path) -> None:
-    np.testing.assert_array_equal(reference_logits(folder / "model.safetensors", "none"), reference_logits(folder, "none"))
+    np.testing.assert_array_equal(
+        reference_logits(folder / "model.safetensors", "none"), reference_logits(folder, "none")
+    )
 
 
 def test_a_folder_generates_and_chats(folder: Path) -> None:
@@ -99,7 +101,9 @@ def test_a_tensor_without_a_place_is_refused_by_its_name(arrays: Arrays, tmp_pat
 def test_float64_weights_are_refused_by_name_when_opened(arrays: Arrays, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     path = write_folder(tmp_path, {**arrays, name: arrays[name].astype(np.float64)})
-    with pytest.raises(UnsupportedFormat, match=r"model\.layers\.1\.mlp\.up_proj\.weight: F64, expected F32, F16 or BF16"):
+    with pytest.raises(
+        UnsupportedFormat, match=r"model\.layers\.1\.mlp\.up_proj\.weight: F64, expected F32, F16 or BF16"
+    ):
         loader.open_model(path)
 
 

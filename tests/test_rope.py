@@ -103,9 +103,9 @@ def test_older_and_newer_keys_say_the_same(case: str) -> None:
     llama = find("llama")
     kind = CASES[case]["rope_type"]
     older = {("type" if key == "rope_type" else key): value for key, value in CASES[case].items()}
-    old = read_config(settings(rope_theta=BASE, rope_scaling=older), llama, context=2000).rope
-    new = read_config(settings(rope_parameters={"rope_theta": BASE, **CASES[case]}), llama, context=2000).rope
-    assert old == new == scaled(PLAIN, CASES[case], Positions(TRAINED, 2000))
+    old = read_config(settings(rope_theta=BASE, rope_scaling=older), llama, context=8000).rope
+    new = read_config(settings(rope_parameters={"rope_theta": BASE, **CASES[case]}), llama, context=8000).rope
+    assert old == new == scaled(PLAIN, CASES[case], Positions(TRAINED, 8000))
     assert old != PLAIN, kind
 
 

@@ -144,14 +144,16 @@ def _option(settings: Json, where: str | Callable[[Json], object] | None, defaul
 
 def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
     """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones."""
-    parameters = settings.get("rope_parameters") or {}
-    parameters = parameters.get("full_attention", parameters) if isinstance(parameters, Mapping) else {}
-    scaling = settings.get("rope_scaling") or {}
-    scaling = {**scaling, **parameters} if isinstance(scaling, Mapping) else parameters
+    parameters = _object(settings, "rope_parameters")
+    if "full_attention" in parameters:
+        parameters = _object(parameters, "full_attention")
+    scaling = {**_object(settings, "rope_scaling"), **parameters}
     share = scaling.get("partial_rotary_factor")
     share = settings.get("partial_rotary_factor", settings.get("rotary_pct")) if share is None else share
     share = 1.0 if share is None else share
-    dims = settings.get("rotary_dim") or (int(head_dim * share) if isinstance(share, (int, float)) else 0)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UnsupportedModel(f"{CONFIG}: {share!r} of a head is rotated, expected a number above 0 up to 1")
+    dims = settings.get("rotary_dim") or int(head_dim * share)
     base = scaling.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000.0)))
     if not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
         raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
@@ -162,6 +164,15 @@ def _read_rope(settings: Json, architecture: Architecture, head_dim: int, traine
         scaling = {"original_max_position_embeddings": original, **scaling}
     plain = Rope(dims, float(base), architecture.hf_rope)
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
+
+
+def _object(settings: Json, key: str) -> Json:
+    value = settings.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UnsupportedModel(f"{CONFIG}: {key} is {value!r}, expected an object")
+    return value
 
 
 def _stored(tensors: SafetensorsFolder, published: Reader | None) -> dict[str, Weight]:

@@ -85,7 +85,7 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
     if spec.endswith(".gguf") or spec.startswith(("./", "../", "/", "~")):
         raise ModelNotFound(f"{spec}: no such file")
     raise ModelNotFound(
-        f"{spec!r} is not a model: expected the path of a .gguf file or a Hugging Face folder, hf:owner/repo[:file-or-quant], "
+        f"{spec!r} is not a model: expected the path of a .gguf file or of a folder with config.json, hf:owner/repo[:file-or-quant], "
         f"or a built-in name ({', '.join(BUILTIN)})"
     )
 

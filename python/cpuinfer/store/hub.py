@@ -19,7 +19,7 @@ from cpuinfer.store.progress import Reporter
 
 @dataclass(frozen=True, slots=True)
 class HubSpec:
-    """A repository and which of its models: a file, a quant such as `Q4_K_M`, "safetensors", or (empty) its only one."""
+    """A repository and which of its models: a file, a quant (`Q4_K_M`), "safetensors", or (empty) its only one."""
 
     repo: str
     wanted: str
@@ -68,8 +68,9 @@ def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
         info = hub.HfApi().model_info(spec.repo)
         chosen = choose(models(file.rfilename for file in info.siblings), spec.wanted, str(spec))
         if not chosen.is_complete:
+            what = "files" if chosen.is_folder else "parts"
             raise DownloadError(
-                f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} parts of {chosen}"
+                f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} {what} of {chosen}"
             )
         Reporter(enabled=progress).notice(f"{spec}: fetching {chosen} with huggingface_hub")
         # One revision for all parts; names are patterns here, so their brackets are escaped.
