@@ -102,8 +102,11 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
         matrices[name] = weight.new_matrix(pool)
         tasks.extend(_packing_tasks(weight, matrices[name]))
     with ThreadPoolExecutor(threads) as executor:
-        for _ in executor.map(lambda task: task(), tasks):
-            pass
+        try:
+            for _ in executor.map(lambda task: task(), tasks):
+                pass
+        except NumericalError as error:
+            raise NumericalError(f"{blueprint.source.path}: {error}") from None
     orders = {op.name: _input_order(blueprint, op) for op in blueprint.graph.ops}
     return write_program(blueprint.graph.ops, matrices, vectors, orders)
 
