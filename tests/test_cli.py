@@ -409,7 +409,7 @@ def test_show_prints_the_description_as_plain_text(capsys: pytest.CaptureFixture
     assert "Tiny [bold]model\ufffd[31m" in printed
     assert "\x1b" not in printed
     lines = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "self_attn.q_proj Q4_1 int4 30 576 x 576 5.00 6.2" in lines
+    assert "self_attn.q_proj Q4_1 int4 30 576 x 576 5.000 5.000 6.2" in lines
     assert "total 236.0 MB" in lines
 
 

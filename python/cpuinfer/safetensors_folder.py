@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,11 +106,14 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused at once
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
         weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        self.size = status.st_size
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         if self.size < 8 or length > min(MOST_HEADER, self.size - 8):
             raise CheckpointError(f"{path}: a header of {length} bytes in a file of {self.size}")

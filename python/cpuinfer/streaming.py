@@ -11,7 +11,7 @@ from cpuinfer.tokenizer import Tokenizer
 class Detokenizer:
     """Tokens to text, one at a time, in time that does not grow with the answer.
 
-    All that is returned, joined, is ``tokenizer.decode(ids, skip_special=True)``.
+    All that is returned, joined, is the text of the bytes of all tokens but control tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -85,8 +85,9 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
     if spec.endswith(".gguf") or spec.startswith(("./", "../", "/", "~")):
         raise ModelNotFound(f"{spec}: no such file")
     raise ModelNotFound(
-        f"{spec!r} is not a model: expected the path of a .gguf file or of a folder with config.json, "
-        f"hf:owner/repo[:file-or-quant], or a built-in name ({', '.join(BUILTIN)})"
+        f"{spec!r} is not a model: expected the path of a .gguf file or of a model's folder, "
+        f"hf:owner/repo[:file-or-quant], "
+        f"or a built-in name ({', '.join(BUILTIN)})"
     )
 
 

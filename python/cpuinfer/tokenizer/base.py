@@ -31,6 +31,8 @@ class Special:
     eos_id: int | None = None
     """The one that templates call eos_token."""
     add_bos: bool = False
+    adds_space: bool = False
+    """Encoding puts a space before a text."""
 
 
 class Tokenizer(ABC):
@@ -46,6 +48,7 @@ class Tokenizer(ABC):
         self.control_ids = special.control
         self._tokens = tokens
         self._add_bos = special.add_bos
+        self._adds_space = special.adds_space
         self._literal = special.control | special.user_defined
         self._literal_ids = {tokens[i]: i for i in self._literal}
         self._cut_user_defined = _cutter(tokens[i] for i in special.user_defined)
@@ -114,9 +117,14 @@ class Tokenizer(ABC):
         """Ids of a text between special tokens."""
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of token ids; bytes that are not UTF-8 become U+FFFD.  `skip_special` leaves control tokens out."""
-        pieces = (self.token_bytes(i) for i in ids if not (skip_special and i in self.control_ids))
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD.  `skip_special` leaves control tokens out.
+
+        A space that `encode` puts before a text is taken away again; what continues a text keeps its own, so answers
+        are made of `token_bytes`.
+        """
+        kept = [i for i in ids if not (skip_special and i in self.control_ids)]
+        text = b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
+        return text[1:] if self._adds_space and text.startswith(" ") else text
 
     def token_text(self, token_id: int) -> str:
         """The text of one token; what is not UTF-8 by itself becomes U+FFFD."""

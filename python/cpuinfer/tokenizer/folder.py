@@ -78,12 +78,15 @@ class JsonTokenizer(Tokenizer):
             vocabulary = self._fast.get_vocab(with_added_tokens=True)
             added = self._fast.get_added_tokens_decoder()
             first = self._fast.encode("", add_special_tokens=True).ids[:1]
+            lead = self._fast.encode("a", add_special_tokens=False).ids[:1]
         if not vocabulary:
             refuse("its vocabulary is empty")
         tokens = _by_id(vocabulary, where)
         control = frozenset(i for i, token in added.items() if token.special)
-        super().__init__(tokens, _special(path, tokens, control, frozenset(added) - control, first))
+        special = _special(path, tokens, control, frozenset(added) - control, first)
         self._byte_of = byte_alphabet() if b'"ByteLevel"' in text else None
+        adds_space = self._byte_of is None and "".join(tokens[i] for i in lead).startswith(SPACE)
+        super().__init__(tokens, replace(special, adds_space=adds_space))
 
     def _encode_all(self, text: str, *, parse_special: bool) -> list[int]:
         fast = self._fast if parse_special else self._plain
@@ -166,7 +169,7 @@ def _sentence_pieces(path: Path) -> Tokenizer:
         size = processor.get_piece_size()
         tokens = [processor.id_to_piece(i) for i in range(size)]
         types = [6 if processor.is_byte(i) else CONTROL if processor.is_control(i) else NORMAL for i in range(size)]
-        bos, eos = processor.bos_id(), processor.eos_id()
+        bos, eos, first = processor.bos_id(), processor.eos_id(), processor.encode("a")
     added = _added_tokens(path)
     for i in sorted(added):
         if i >= len(tokens):
@@ -180,6 +183,7 @@ def _sentence_pieces(path: Path) -> Tokenizer:
         special,
         bos_id=bos if special.bos_id is None and bos >= 0 else special.bos_id,
         eos_ids=special.eos_ids | ({eos} if eos >= 0 else frozenset()),
+        adds_space="".join(tokens[i] for i in first).startswith(SPACE),
     )
     return SentencePieces(tokens, types, special, proto, str(where))
 
@@ -225,7 +229,7 @@ def _vocabulary(path: Path) -> Tokenizer:
     if not tokens or len(set(tokens)) < len(tokens):
         raise CheckpointError(f"{where}: empty, or with a token twice")
     control = frozenset(i for i, token in enumerate(tokens) if token.startswith("[") and token.endswith("]"))
-    special = _special(path, tokens, control, frozenset(), [])
+    special = replace(_special(path, tokens, control, frozenset(), []), adds_space=True)
     lowercase = _settings(path, "tokenizer_config.json").get("do_lower_case", True)
     return WordPiece(tokens, special, lowercase=bool(lowercase), source=str(where))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from cpuinfer.errors import UnsupportedModel
 from cpuinfer.tokenizer import sentence_pieces
 from cpuinfer.tokenizer.base import Special, Tokenizer, TokenizerWarning, ending_ids
 from cpuinfer.tokenizer.bytelevel import ByteLevel, build_bpe
-from cpuinfer.tokenizer.keys import CONTROL, UNKNOWN, USER_DEFINED, Keys
+from cpuinfer.tokenizer.keys import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Keys
 from cpuinfer.tokenizer.splits import DEFAULT, SPLITS, Split
 from cpuinfer.tokenizer.wordpiece import WordPiece
 
@@ -38,6 +39,8 @@ def from_metadata(metadata: Mapping[str, object], source: str) -> Tokenizer:
 def _special(keys: Keys, tokens: list[str], *, add_bos: bool) -> Special:
     control = keys.ids_of_type(CONTROL, len(tokens))
     bos_id = keys.token_id("bos_token_id", len(tokens))
+    if bos_id is None and keys.get("model") == "bert":
+        bos_id = keys.token_id("cls_token_id", len(tokens))
     named = [keys.token_id(key, len(tokens)) for key in _END_KEYS]
     add_bos = keys.flag("add_bos_token", add_bos)
     if add_bos and bos_id is None:
@@ -86,18 +89,24 @@ def _split_named(keys: Keys) -> Split:
 
 def _sentence_pieces(keys: Keys, model: str) -> Tokenizer:
     tokens = keys.tokens()
-    special = _special(keys, tokens, add_bos=model == "bpe")
+    add_prefix = keys.flag("add_space_prefix", True)
+    special = replace(_special(keys, tokens, add_bos=model == "bpe"), adds_space=add_prefix)
     types, scores = keys.types(len(tokens)), keys.scores(len(tokens))
-    unknown = np.flatnonzero(types == UNKNOWN)
-    if len(unknown) != 1:
-        keys.refuse("token_type", f"has {len(unknown)} unknown tokens, expected one")
+    unknown = keys.token_id("unknown_token_id", len(tokens))
+    if unknown is None:
+        found = np.flatnonzero(types == UNKNOWN)
+        if len(found) != 1:
+            keys.refuse("token_type", f"has {len(found)} unknown tokens, expected one, or unknown_token_id to name it")
+        unknown = int(found[0])
+    types = np.where(types == UNKNOWN, UNUSED, types)
+    types[unknown] = UNKNOWN
     proto = sentence_pieces.model_proto(
         list(zip(tokens, scores.tolist(), types.tolist(), strict=True)),
         model=model,
-        unknown=int(unknown[0]),
-        add_prefix=keys.flag("add_space_prefix", model == "bpe"),
+        unknown=unknown,
+        add_prefix=add_prefix,
         remove_extra=keys.flag("remove_extra_whitespaces", False),
-        charsmap=bytes(np.asarray(keys.get("precompiled_charsmap") or b"", np.uint8).tobytes()),
+        charsmap=keys.raw_bytes("precompiled_charsmap"),
     )
     return sentence_pieces.SentencePieces(
         tokens, types.tolist(), special, proto, f"{keys.source}: tokenizer.ggml.tokens"
@@ -107,7 +116,8 @@ def _sentence_pieces(keys: Keys, model: str) -> Tokenizer:
 def _word_piece(keys: Keys) -> Tokenizer:
     """Converters write word beginnings with a leading U+2581 and leave "##" out of the rest."""
     stored = keys.tokens()
-    special = _special(keys, stored, add_bos=True)
+    special = _special(keys, stored, add_bos=keys.get("cls_token_id") is not None)
+    special = replace(special, adds_space=True)
     tokens = [
         token if i in special.control else token[1:] if token.startswith("\u2581") else f"##{token}"
         for i, token in enumerate(stored)

@@ -64,6 +64,16 @@ class Keys:
             self.refuse("scores", f"has shape {scores.shape} of {scores.dtype}, expected {vocabulary} finite numbers")
         return scores
 
+    def raw_bytes(self, key: str) -> bytes:
+        """An array of bytes; none where the key is missing."""
+        value = self.get(key)
+        if value is None:
+            return b""
+        array = np.asarray(value)
+        if array.ndim != 1 or array.dtype.itemsize != 1:
+            self.refuse(key, f"has shape {array.shape} of {array.dtype}, expected bytes")
+        return array.tobytes()
+
     def ids_of_type(self, kind: int, vocabulary: int) -> frozenset[int]:
         return frozenset(np.flatnonzero(self.types(vocabulary) == kind).tolist())
 

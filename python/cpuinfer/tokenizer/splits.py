@@ -84,7 +84,7 @@ SPLITS: dict[str, Split] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "kormo"), _QWEN2),
     **dict.fromkeys(("stablelm2", "hunyuan", "grok-2", "solar-open"), Split((_modern(r"\p{N}"),))),
-    "qwen35": Split((_modern(r"\p{N}", marks=r"\p{M}"),), nfc=True),
+    "qwen35": Split((_modern(r"\p{N}", marks=r"\p{M}"),)),
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _DBRX),
     "glm4": Split((_modern(r"\p{N}{1,3}"),), whole_words=True),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), _DEEPSEEK3),
