@@ -34,6 +34,23 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return hub
 
 
+FOLDER = {
+    "config.json": b"c",
+    "tokenizer.json": b"t",
+    "model-00001-of-00002.safetensors": b"1",
+    "model-00002-of-00002.safetensors": b"2",
+    "model.safetensors.index.json": b"i",
+    "consolidated.safetensors": b"all again",
+    "onnx/config.json": b"o",
+    "onnx/model.safetensors": b"o",
+    "pytorch_model.bin": b"p",
+}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(
     ("spec", "content"),
@@ -153,3 +170,53 @@ def test_contents_that_another_cached_file_shares_stay(fake: FakeHub) -> None:
     removed, kept = (store.resolve(f"hf:o/one:{name}.gguf", progress=False) for name in ("a", "b"))
     assert store.remove("hf:o/one:a.gguf") == [removed]
     assert kept.read_bytes() == b"a"
+
+
+def test_a_repository_of_safetensors_is_fetched_as_a_folder_without_what_nobody_reads(fake: FakeHub) -> None:
+    fake.repositories["o/folder"] = FOLDER
+    folder = store.resolve("hf:o/folder", progress=False)
+    assert names_in(folder) == set(list(FOLDER)[:5])
+    assert store.resolve("hf:o/folder:safetensors", progress=False) == folder
+    assert fake.asked == 1
+
+
+def test_a_single_safetensors_file_is_taken_rather_than_shards_that_lie_beside_it(fake: FakeHub) -> None:
+    fake.repositories["o/single"] = {"config.json": b"c", "model.safetensors": b"1"}
+    fake.repositories["o/single"]["model-00001-of-00002.safetensors"] = b"2"
+    assert names_in(store.resolve("hf:o/single", progress=False)) == {"config.json", "model.safetensors"}
+
+
+def test_beside_gguf_files_a_folder_is_taken_only_when_asked_for(fake: FakeHub) -> None:
+    fake.repositories["o/both"] = {"a.gguf": b"a", **FOLDER}
+    assert store.resolve("hf:o/both", progress=False).name == "a.gguf"
+    assert (store.resolve("hf:o/both:safetensors", progress=False) / "config.json").read_bytes() == b"c"
+
+
+@pytest.mark.parametrize("missing", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_a_folder_with_weights_missing_is_refused(fake: FakeHub, missing: str) -> None:
+    fake.repositories["o/torn"] = {name: content for name, content in FOLDER.items() if name != missing}
+    with pytest.raises(DownloadError, match=r"hf:o/torn: the repository has 4 of the 5 files of model\.safetensors"):
+        store.resolve("hf:o/torn", progress=False)
+
+
+def test_a_folder_half_fetched_is_not_taken_from_the_cache(fake: FakeHub) -> None:
+    fake.repositories["o/folder"] = FOLDER
+    folder = store.resolve("hf:o/folder", progress=False)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert names_in(store.resolve("hf:o/folder", progress=False)) == set(list(FOLDER)[:5])
+    assert fake.asked == 2
+
+
+def test_a_repository_without_any_weights_known_here_says_what_is_looked_for(fake: FakeHub) -> None:
+    fake.repositories["o/torch"] = {"config.json": b"c", "pytorch_model.bin": b"p"}
+    with pytest.raises(ModelNotFound, match=r"hf:o/torch: no GGUF file there, nor config\.json with safetensors files"):
+        store.resolve("hf:o/torch", progress=False)
+
+
+def test_a_cached_folder_is_listed_by_a_spec_that_resolves_to_it_until_removed(fake: FakeHub) -> None:
+    fake.repositories["o/folder"] = FOLDER
+    folder = store.resolve("hf:o/folder", progress=False)
+    (listed,) = store.list_models()
+    assert (listed.name, listed.path, listed.size_bytes) == ("hf:o/folder:safetensors", folder, 5)
+    assert len(store.remove(listed.name)) == 5
+    assert store.list_models() == []

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from cpuinfer.formats.canonical import FloatRows, Rows
 from cpuinfer.models import Architecture, Json
 from cpuinfer.naming import arrange
 from cpuinfer.published import Reader, reader
-from cpuinfer.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
+from cpuinfer.safetensors_folder import DTYPES, INDEX, SINGLE, SafetensorsFolder
 from cpuinfer.tokenizer import Tokenizer, chat_template
 from cpuinfer.weights import Source, Weight
 
@@ -28,7 +28,7 @@ MOST_SIZE = 1 << 20
 MOST_CONFIG = 10 << 20
 """Bytes of config.json."""
 DEFAULT_QUANTIZE = "int4"
-_LAYOUTS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_LAYOUTS: Mapping[str, Literal["f32", "f16", "bf16"]] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _KEYS: Mapping[str, str | Callable[[Json], object]] = {
     "hidden": "hidden_size",
     "layers": "num_hidden_layers",
@@ -67,6 +67,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     if config.tied and "lm_head" in stored and "lm_head" in architecture.hf_names:
         del stored["lm_head"]  # a copy of the embedding table, which some folders keep
     ours = arrange(stored, architecture.hf_names, config)
+    _check(ours, config)
     if published is None and quantize != "none":
         ours = {name: _rounded(name, weight, quantize or DEFAULT_QUANTIZE) for name, weight in ours.items()}
     return Source(
@@ -80,6 +81,17 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
         tokenizer=lambda: Tokenizer.from_folder(path),
         chat_template=_template(path),
     )
+
+
+def _check(ours: Mapping[str, Weight], config: Config) -> None:
+    for weight in ours.values():
+        if weight.encoding in DTYPES and weight.encoding not in _LAYOUTS:
+            raise UnsupportedFormat(f"{weight.name}: {weight.encoding}, expected {', '.join(_LAYOUTS)}")
+    table = ours.get("model.embed_tokens")
+    if table is not None and table.shape[0] != config.vocabulary:
+        raise UnsupportedModel(
+            f"{table.name}: {table.shape[0]} rows, expected the vocabulary of {config.vocabulary} that {CONFIG} names"
+        )
 
 
 def _rounded(name: str, weight: Weight, how: str) -> Weight:
@@ -107,6 +119,9 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
         return value
 
     hidden, heads = size("hidden"), size("heads")
+    kv_heads = size("kv_heads", heads)
+    if heads % kv_heads:
+        raise UnsupportedModel(f"{CONFIG}: {heads} heads are not a multiple of {kv_heads} key-value heads")
     head_dim = size("head_dim", hidden // heads)
     eps = get("norm_eps")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
@@ -118,7 +133,7 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
         layers=size("layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=size("kv_heads", heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         feed_forward=size("feed_forward"),
         vocabulary=size("vocabulary"),
@@ -144,14 +159,16 @@ def _option(settings: Json, where: str | Callable[[Json], object] | None, defaul
 
 def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
     """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones."""
-    parameters = settings.get("rope_parameters") or {}
-    parameters = parameters.get("full_attention", parameters) if isinstance(parameters, Mapping) else {}
-    scaling = settings.get("rope_scaling") or {}
-    scaling = {**scaling, **parameters} if isinstance(scaling, Mapping) else parameters
+    parameters = _object(settings, "rope_parameters")
+    if "full_attention" in parameters:
+        parameters = _object(parameters, "full_attention")
+    scaling = {**_object(settings, "rope_scaling"), **parameters}
     share = scaling.get("partial_rotary_factor")
     share = settings.get("partial_rotary_factor", settings.get("rotary_pct")) if share is None else share
     share = 1.0 if share is None else share
-    dims = settings.get("rotary_dim") or (int(head_dim * share) if isinstance(share, (int, float)) else 0)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UnsupportedModel(f"{CONFIG}: {share!r} of a head is rotated, expected a number above 0 up to 1")
+    dims = settings.get("rotary_dim") or int(head_dim * share)
     base = scaling.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000.0)))
     if not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
         raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
@@ -162,6 +179,15 @@ def _read_rope(settings: Json, architecture: Architecture, head_dim: int, traine
         scaling = {"original_max_position_embeddings": original, **scaling}
     plain = Rope(dims, float(base), architecture.hf_rope)
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
+
+
+def _object(settings: Json, key: str) -> Json:
+    value = settings.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UnsupportedModel(f"{CONFIG}: {key} is {value!r}, expected an object")
+    return value
 
 
 def _stored(tensors: SafetensorsFolder, published: Reader | None) -> dict[str, Weight]:
@@ -183,17 +209,15 @@ def _plain(tensors: SafetensorsFolder, name: str) -> Weight:
     dtype, shape = tensors.dtype(name), tensors.shape(name)
 
     def rows(begin: int, end: int) -> Rows:
-        if layout is None:
-            raise UnsupportedFormat(f"{tensors.files[0].parent}: {name}: {dtype}, expected F32, F16 or BF16")
         values = tensors.read_rows(name, begin, end)
-        return FloatRows(values.reshape(end - begin, -1) if len(shape) > 1 else values[None], layout)  # type: ignore[arg-type]
+        return FloatRows(values.reshape(end - begin, -1) if len(shape) > 1 else values[None], layout)
 
-    layout = _LAYOUTS.get(dtype)
+    layout = _LAYOUTS.get(dtype, "f32")  # others have no place in a model: _check
     return Weight(
         name=name,
         shape=shape if len(shape) < 2 else (math.prod(shape[:-1]), shape[-1]),
         encoding=dtype,
-        layout=layout or "f32",  # type: ignore[arg-type]
+        layout=layout,
         file_bytes=tensors.bytes(name),
         rows=rows,
         floats=lambda: rows(0, shape[0]).to_float(np.float64).reshape(shape),

@@ -17,6 +17,7 @@ from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, U
 from cpuinfer.graph import Graph
 from cpuinfer.ops import Glu, Linears, Op, Value
 from cpuinfer.program import write_program
+from cpuinfer.safetensors_folder import INDEX, SINGLE
 from cpuinfer.weights import PANEL, QUANTIZE, Source, Weight
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def open_model(path: str | Path, *, context: int | None = None, quantize: str | 
 
 
 def _open_source(path: Path, context: int | None, quantize: str | None) -> Source:
+    if path.name in {SINGLE, INDEX}:
+        path = path.parent
     if path.is_dir():
         if not huggingface.is_model_folder(path):
             raise UnsupportedModel("a folder without config.json and model.safetensors, or its index of shards")
@@ -99,8 +102,11 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
         matrices[name] = weight.new_matrix(pool)
         tasks.extend(_packing_tasks(weight, matrices[name]))
     with ThreadPoolExecutor(threads) as executor:
-        for _ in executor.map(lambda task: task(), tasks):
-            pass
+        try:
+            for _ in executor.map(lambda task: task(), tasks):
+                pass
+        except NumericalError as error:
+            raise NumericalError(f"{blueprint.source.path}: {error}") from None
     orders = {op.name: _input_order(blueprint, op) for op in blueprint.graph.ops}
     return write_program(blueprint.graph.ops, matrices, vectors, orders)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,11 +106,14 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused at once
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
         weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        self.size = status.st_size
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         if self.size < 8 or length > min(MOST_HEADER, self.size - 8):
             raise CheckpointError(f"{path}: a header of {length} bytes in a file of {self.size}")
@@ -135,7 +139,7 @@ class _File:
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
             raise CheckpointError(f"{where}: expected dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise CheckpointError(f"{where}: dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
         for values, what in ((shape, "shape"), (offsets, "data_offsets")):
             if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
@@ -154,6 +158,8 @@ class _File:
                 fault = "overlaps" if begin < end else "leaves a gap after"
                 raise CheckpointError(f"{self.path}: {name}: its data {fault} that of {last}")
             end, last = entry["data_offsets"][1], name
+        if extra := self.size - self._data - end:
+            raise CheckpointError(f"{self.path}: {extra} bytes after the last tensor")
 
     def read(self, name: str, offset: int, out: npt.NDArray[Any]) -> None:
         view = memoryview(out.reshape(-1).view(np.uint8).data)
@@ -173,7 +179,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         found = json.loads(path.read_bytes())["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not an index of shards: {error!r}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{path}: weight_map is not an object of file names")
     for name in found.values():
         if Path(name).name != name or name in {"", ".", ".."}:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cpuinfer import formats
 from cpuinfer.config import Config
-from cpuinfer.errors import UnsupportedFormat, UnsupportedModel
+from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Layout, Rows, TableRows
 from cpuinfer.published import PublishedWeight
 
@@ -266,8 +266,12 @@ def quantised(weight: Weight, how: str) -> Weight:
         return weight
     round_rows = _ROUNDINGS[how]
 
-    def rows(begin: int, end: int) -> Rows:
-        return round_rows(weight.rows(begin, end).to_float(np.float32))
+    def rows(begin: int, end: int) -> IntegerRows | TableRows:
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of these is looked for
+            rounded = round_rows(weight.rows(begin, end).to_float(np.float32))
+        if not np.isfinite(rounded.scale).all():
+            raise NumericalError(f"{weight.name}: holds NaN, infinity or a number too large for fp16 scales")
+        return rounded
 
     sample = round_rows(np.zeros((1, group), np.float32))
     return replace(

@@ -23,7 +23,8 @@ HELP = "answer a prompt, or chat when there is none"
 INTERRUPTED = 130
 
 EPILOG = """\
-A lone argument without -m is the model if it names one (a file, hf:owner/repo, a built-in name), else the prompt.
+A lone argument without -m is the model if it names one (a file, a folder, hf:owner/repo, a built-in
+name), else the prompt.
 Piped standard input is the prompt, or follows it after a blank line; its final newlines are dropped.
 Without a prompt, on a terminal, this is a chat: /? there lists its commands.
 

@@ -1,4 +1,4 @@
-"""Where models come from: turns a model spec into a file on this machine, fetching it when it is not here yet."""
+"""Where models come from: turns a model spec into a file or folder on this machine, fetching it when it is not here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def resolve(spec: str | None, *, progress: bool) -> Path:
-    """The model file a spec names (None: the default model), fetched first if it is not on this machine.
+    """The model file or folder a spec names (None: the default model), fetched first if it is not on this machine.
 
     With `progress`, one-line notices and, on a terminal, bars go to standard error; otherwise nothing is printed.
     Raises ModelNotFound for a spec that names nothing, DownloadError when fetching fails.
@@ -41,7 +41,7 @@ def pull(spec: str, *, progress: bool) -> Path:
 
 
 def is_spec(text: str) -> bool:
-    """Whether a command-line word is a model rather than a prompt: it names a file, or could only be a spec."""
+    """Whether a command-line word is a model rather than a prompt: it names a model here, or could only be one."""
     if text in BUILTIN or text.startswith("hf:") or text.endswith(".gguf"):
         return True
     with _unusable_path_is_absent():
@@ -51,7 +51,7 @@ def is_spec(text: str) -> bool:
 
 
 def list_models() -> list[StoredModel]:
-    """Models on this machine: fetched built-in ones, then the GGUF files in Hugging Face's cache."""
+    """Models on this machine: fetched built-in ones, then those in Hugging Face's cache."""
     return [*builtin.stored(), *hub.stored()]
 
 

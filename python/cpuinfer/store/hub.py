@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cpuinfer.errors import DownloadError, ModelNotFound
-from cpuinfer.store.choice import Model, choose, models
+from cpuinfer.store.choice import Model, belongs, choose, models
 from cpuinfer.store.listing import StoredModel
 from cpuinfer.store.progress import Reporter
 
 
 @dataclass(frozen=True, slots=True)
 class HubSpec:
-    """A repository and which of its models: a file, a quant such as `Q4_K_M`, or (empty) its only one."""
+    """A repository and which of its models: a file, a quant (`Q4_K_M`), "safetensors", or (empty) its only one."""
 
     repo: str
     wanted: str
@@ -36,58 +36,51 @@ class HubSpec:
         return f"hf:{self.repo}:{self.wanted}" if self.wanted else f"hf:{self.repo}"
 
 
-FOLDER_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
-"""What a repository without GGUF files is fetched for."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The GGUF files of one cached revision of one repository, by their path in it."""
+    """The models' files of one cached revision of one repository, by their path in it."""
 
     repo: str
     modified: float
     files: dict[str, Any]  # huggingface_hub.CachedFileInfo
-    folder: Path | None = None
-    """Where all files of the revision are, if they are a model of safetensors."""
 
     @property
     def complete(self) -> list[Model]:
         return [model for model in models(self.files) if model.is_complete]
 
+    def path(self, model: Model) -> Path:
+        """The file that names a model of this revision, or its folder."""
+        first = Path(self.files[model.files[0]].file_path)
+        return first.parent if model.is_folder else first
+
 
 def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
-    """The (first) file of the model; unless `fresh`, one in the cache is used without asking the Hub."""
+    """The (first) file or the folder of the model; unless `fresh`, one in the cache is used without asking the Hub."""
     hub = _library()
     if not fresh or hub.constants.HF_HUB_OFFLINE:
         for snapshot in _snapshots(hub, spec.repo):
             if snapshot.complete:
                 try:
-                    first = choose(snapshot.complete, spec.wanted, str(spec)).files[0]
+                    return snapshot.path(choose(snapshot.complete, spec.wanted, str(spec)))
                 except ModelNotFound:  # the Hub may have it
                     continue
-                return Path(snapshot.files[first].file_path)
-            if spec.wanted is None and snapshot.folder is not None and not snapshot.files:
-                return snapshot.folder
     with _failures_named(hub, spec), _bars(hub, enabled=progress):
         info = hub.HfApi().model_info(spec.repo)
-        names = [file.rfilename for file in info.siblings]
-        if spec.wanted is None and not models(names) and "config.json" in names:
-            Reporter(enabled=progress).notice(f"{spec}: fetching its safetensors files with huggingface_hub")
-            return Path(hub.snapshot_download(spec.repo, revision=info.sha, allow_patterns=list(FOLDER_FILES)))
-        chosen = choose(models(names), spec.wanted, str(spec))
+        chosen = choose(models(file.rfilename for file in info.siblings), spec.wanted, str(spec))
         if not chosen.is_complete:
+            what = "files" if chosen.is_folder else "parts"
             raise DownloadError(
-                f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} parts of {chosen}"
+                f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} {what} of {chosen}"
             )
         Reporter(enabled=progress).notice(f"{spec}: fetching {chosen} with huggingface_hub")
         # One revision for all parts; names are patterns here, so their brackets are escaped.
         patterns = [glob.escape(name) for name in chosen.files]
         folder = hub.snapshot_download(spec.repo, revision=info.sha, allow_patterns=patterns)
-    return Path(folder) / chosen.files[0]
+    return Path(folder) if chosen.is_folder else Path(folder) / chosen.files[0]
 
 
 def stored() -> list[StoredModel]:
-    """The complete GGUF models in the Hub's cache: of each, the newest revision."""
+    """The complete models in the Hub's cache: of each, the newest revision."""
     try:
         hub = _library()
     except DownloadError:
@@ -95,10 +88,9 @@ def stored() -> list[StoredModel]:
     found: dict[str, StoredModel] = {}
     for snapshot in _snapshots(hub, None):
         for model in snapshot.complete:
-            name = f"hf:{snapshot.repo}:{model.files[0]}"
+            name = f"hf:{snapshot.repo}:{'safetensors' if model.is_folder else model.files[0]}"
             size = sum(snapshot.files[file].size_on_disk for file in model.files)
-            path = Path(snapshot.files[model.files[0]].file_path)
-            found.setdefault(name, StoredModel(name, path, size, "hub"))
+            found.setdefault(name, StoredModel(name, snapshot.path(model), size, "hub"))
     return sorted(found.values(), key=lambda model: model.name)
 
 
@@ -138,7 +130,7 @@ def _snapshots(hub: Any, repo: str | None) -> list[_Snapshot]:
     except hub.utils.CacheNotFound:
         return []
     found = [
-        _Snapshot(item.repo_id, revision.last_modified, dict(_gguf_files(revision)), _model_folder(revision))
+        _Snapshot(item.repo_id, revision.last_modified, dict(_model_files(revision)))
         for item in cached
         if item.repo_type == "model" and repo in (None, item.repo_id)
         for revision in item.revisions
@@ -146,19 +138,10 @@ def _snapshots(hub: Any, repo: str | None) -> list[_Snapshot]:
     return sorted(found, key=lambda snapshot: snapshot.modified, reverse=True)
 
 
-def _model_folder(revision: Any) -> Path | None:
-    names = {Path(file.file_path).name for file in revision.files}
-    return Path(revision.snapshot_path) if {"config.json"} < names and _has_weights(names) else None
-
-
-def _has_weights(names: set[str]) -> bool:
-    return any(name.endswith(".safetensors") for name in names)
-
-
-def _gguf_files(revision: Any) -> Iterable[tuple[str, Any]]:
+def _model_files(revision: Any) -> Iterable[tuple[str, Any]]:
     for file in revision.files:
         name = Path(file.file_path).relative_to(revision.snapshot_path).as_posix()
-        if name.endswith(".gguf"):
+        if belongs(name):
             yield name, file
 
 

@@ -14,7 +14,7 @@ class StoredModel:
     name: str
     """The spec that resolves to it."""
     path: Path
-    """Its file; of a split model, the first."""
+    """Its file or folder; of a split model, the first file."""
     size_bytes: int
     """Of all its files."""
     source: Literal["built-in", "hub"]
