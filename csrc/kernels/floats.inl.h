@@ -91,7 +91,7 @@ inline float sum_over(const float* x, int64_t n, float centre) {
   return sum_lanes(sums);
 }
 
-// One row's group of 32, sum[0] and sum[stride] its halves' sums; 1e-30 keeps 127 / m far from overflow.
+// One row's group of 32, sum[0] its sum and sum[stride] that of its first half; 1e-30 keeps 127 / m far from overflow.
 inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t* sum, int stride) {
   constexpr int kGroupParts = kGroup / kPartLanes;
   Bits magnitudes = fill_bits(0);
@@ -112,17 +112,19 @@ inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t*
   }
   scale = m / 127.0f;
   const Part inverse = fill(127.0f / m);
-  for (int half = 0; half < kGroup / kHalf; ++half) {
-    Bits sums = fill_bits(0);
-    for (int i = half * kHalf; i < (half + 1) * kHalf; i += kPartLanes) {
-      const Bits code = to_nearest(load(x + i) * inverse);
-      store_codes(codes + i, code);
-      sums = plus(sums, code);
-    }
+  Bits sums = fill_bits(0);
+  const auto total = [&] {
     int32_t sum_lane[kLanes] = {};
     store_bits(sum_lane, sums);
-    sum[half * stride] = over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
+    return over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
+  };
+  for (int i = 0; i < kGroup; i += kPartLanes) {
+    if (i == kHalf) sum[stride] = total();
+    const Bits code = to_nearest(load(x + i) * inverse);
+    store_codes(codes + i, code);
+    sums = plus(sums, code);
   }
+  sum[0] = total();
 }
 
 }  // namespace

@@ -68,21 +68,17 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   const int32_t offset = Dot::kCentre - (zeros ? 0 : g.w->zero);
   const uint8_t* codes = static_cast<const uint8_t*>(g.w->codes) + panel * groups * kGroupBytes;
   int64_t at = panel * (groups / shared) * kLanes;  // of the group's scale
+  const int8_t* x = g.quantized.codes + first_row * kGroup;
+  const float* x_scale = g.quantized.scale + first_row;
+  const int32_t* x_sum = g.quantized.sum + first_row;
   Part y[kRows][kParts];
   for (auto& row : y) {
     for (Part& part : row) part = fill(0.0f);
   }
-  for (int64_t group = 0, left = shared; group < groups; ++group, codes += kGroupBytes) {
+  for (int64_t group = 0, left = shared; group < groups; ++group) {
     if constexpr (kRows > 1) {
       for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kPrefetchBytes + line);
     }
-    const int64_t tile = group * g.quantized.rows + first_row;
-    const int8_t* x = g.quantized.codes + tile * kGroup;
-    const float* x_scale = g.quantized.scale + tile;
-    const int32_t* x_sums = g.quantized.sum + tile + group * g.quantized.rows;
-    int32_t x_sum[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) x_sum[r] = x_sums[r] + x_sums[g.quantized.rows + r];
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {
       typename Dot::Sums sums[kRows];
@@ -104,7 +100,11 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
         }
       }
     }
-    if (--left == 0) {
+    codes += kGroupBytes;
+    x += g.quantized.rows * kGroup;
+    x_scale += g.quantized.rows;
+    x_sum += g.quantized.rows * 2;
+    if (!kGrouped || --left == 0) {
       left = shared;
       at += kLanes;
     }

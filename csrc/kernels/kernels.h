@@ -74,7 +74,7 @@ struct QuantizedRows {
   int rows;       // 1 .. kTileRows; also the stride below
   int8_t* codes;  // int8 [k / 32][rows][32], each in -127 .. 127
   float* scale;   // fp32 [k / 32][rows]: largest magnitude of the group / 127, or 0
-  int32_t* sum;   // int32 [k / 32][2][rows]: sums of the codes of each half of the group
+  int32_t* sum;   // int32 [k / 32][2][rows]: sums of the codes of the group, and of its first half
 };
 
 // Rows [panel_begin, panel_end) * 16 of  y[r, n] = sum_k w[n, k] x[r, k].

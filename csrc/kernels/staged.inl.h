@@ -41,7 +41,7 @@ inline void add_part(const Stage& stage, int32_t zero, int groups, const Quantiz
       typename Product::Sums sums[kRows];
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        x_sum[r] = Shape::kScales == 2 ? x_sums[s * q.rows + r] : x_sums[r] + x_sums[q.rows + r];
+        x_sum[r] = Shape::kScales == 1 ? x_sums[r] : s == 0 ? x_sums[q.rows + r] : x_sums[r] - x_sums[q.rows + r];
         sums[r] = Product::start(offset * x_sum[r]);
       }
 #pragma GCC unroll 8
@@ -119,7 +119,7 @@ inline void add_table_group(const uint8_t (*high)[kLine], const uint8_t (*low)[k
   for (int p = 0; p < kParts; ++p) {
     const Part w_scale = load_half(scale + p * kPartLanes) * fill(table_scale);
     for (int r = 0; r < kRows; ++r) {
-      const int32_t x_sum = x_sums[r] + x_sums[q.rows + r];
+      const int32_t x_sum = x_sums[r];
       const int32_t high_offset = (ByteDot::kCentre - 128) * x_sum, low_offset = ByteDot::kCentre * x_sum;
       auto high_sum = ByteDot::start(high_offset), low_sum = ByteDot::start(low_offset);
       for (int s = 0; s < kGroup / 4; ++s) {
