@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +88,6 @@ def test_text_dense_in_word_boundaries_has_ids_merged_by_hand(text: str) -> None
 @functools.cache
 def cached(pre: str) -> Tokenizer:
     return build(pre=pre)
-
-
-GOLDEN = ("gpt-2", "llama-bpe", "qwen2", "starcoder", "refact", "command-r")
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_ids_equal_the_golden_files_of_other_vocabularies(name: str) -> None:
-    folder = Path(os.environ.get("CPUINFER_GOLDEN_VOCABULARIES", ""))
-    file = folder / f"ggml-vocab-{name}.gguf"
-    if not file.is_file():
-        pytest.skip("CPUINFER_GOLDEN_VOCABULARIES does not name a folder of ggml-vocab-*.gguf with .inp and .out")
-    tokenizer = Tokenizer.from_metadata(read(file), file.name)
-    with Path(f"{file}.inp").open(newline="", encoding="utf-8") as inputs:
-        texts = inputs.read().split("\n__ggml_vocab_test__\n")
-    lines = Path(f"{file}.out").read_text().split("\n")
-    for text, line in zip(texts, lines[: len(texts)], strict=True):
-        ids = tokenizer.encode(text, add_bos=False, parse_special=False)
-        assert ids == [int(i) for i in line.split()], repr(text)
-        assert tokenizer.decode(ids) == text
 
 
 def test_words_that_are_tokens_stay_whole_only_where_the_vocabulary_says_so() -> None:

@@ -179,10 +179,13 @@ def _sentence_pieces(path: Path) -> Tokenizer:
     control = frozenset(i for i, kind in enumerate(types) if kind == CONTROL)
     user = frozenset(i for i, kind in enumerate(types) if kind == USER_DEFINED)
     special = _special(path, tokens, control, user, [bos] if bos >= 0 else [])
+    if special.bos_id is None and bos >= 0:
+        special = replace(special, bos_id=bos)
+    add_bos = _settings(path, "tokenizer_config.json").get("add_bos_token", True)
     special = replace(
         special,
-        bos_id=bos if special.bos_id is None and bos >= 0 else special.bos_id,
         eos_ids=special.eos_ids | ({eos} if eos >= 0 else frozenset()),
+        add_bos=bool(add_bos) and special.bos_id is not None,
         adds_space="".join(tokens[i] for i in first).startswith(SPACE),
     )
     return SentencePieces(tokens, types, special, proto, str(where))
