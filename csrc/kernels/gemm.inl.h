@@ -3,9 +3,9 @@
 
 namespace {
 
-// How far ahead of a sweep of several rows its codes are fetched: such a sweep issues loads too rarely for the
-// processor to run ahead by itself.  A single row streams better alone.
-constexpr int64_t kPrefetchBytes = 2048;
+// How far ahead of a sweep its codes are fetched: one of several rows issues loads too rarely for the processor to run
+// ahead by itself; one of a single row reads codes, scales and biases in three places.
+constexpr int64_t kPrefetchBytes = 2048, kRowPrefetchBytes = 4096;
 
 template <int kCount>
 struct Count {
@@ -76,8 +76,11 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
     for (Part& part : row) part = fill(0.0f);
   }
   for (int64_t group = 0, left = shared; group < groups; ++group) {
-    if constexpr (kRows > 1) {
-      for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kPrefetchBytes + line);
+    for (int line = 0; line < kGroupBytes; line += 64)
+      __builtin_prefetch(codes + (kRows > 1 ? kPrefetchBytes : kRowPrefetchBytes) + line);
+    if constexpr (kRows == 1) {
+      __builtin_prefetch(g.w->scale + at + kRowPrefetchBytes / kGroupBytes * kLanes);
+      if (g.w->bias) __builtin_prefetch(g.w->bias + at + kRowPrefetchBytes / kGroupBytes * kLanes);
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {
