@@ -62,7 +62,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     description = SimpleNamespace(
         name="a [bold]\x1b[2Jmodel", bytes_per_token=100_000_000, memory=SimpleNamespace(weights=120_000_000)
     )
-    monkeypatch.setattr(describe, "describe", lambda _path: description)
+    monkeypatch.setattr(describe, "describe", lambda _path, **_: description)
     path = tmp_path / "model.gguf"
     path.touch()
     return str(path)

@@ -110,7 +110,7 @@ def test_float64_weights_are_refused_by_name_when_opened(arrays: Arrays, tmp_pat
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"hidden_size": None}, "hidden is None"),
+        ({"hidden_size": None}, "hidden_size is None"),
         ({"num_hidden_layers": 0}, "layers is 0"),
         ({"num_hidden_layers": 1 << 40}, "layers is 1099511627776"),
         ({"num_attention_heads": True}, "heads is True"),

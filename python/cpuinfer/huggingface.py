@@ -115,7 +115,9 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
             or not isinstance(value, int)
             or not 1 <= value <= 1 << (30 if field == "context" else 20)
         ):
-            raise UnsupportedModel(f"{CONFIG}: {field} is {value!r}, expected an integer from 1 on")
+            key = {**_KEYS, **architecture.hf_keys}[field]
+            named = key if isinstance(key, str) else field
+            raise UnsupportedModel(f"{CONFIG}: {named} is {value!r}, expected an integer from 1 on")
         return value
 
     hidden, heads = size("hidden"), size("heads")

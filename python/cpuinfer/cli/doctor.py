@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict, cast
 
+from cpuinfer.cli.model import add_quantize
 from cpuinfer.cli.terminal import printable
 from cpuinfer.errors import InvalidRequest
 
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--achieved", action="store_true", help=f"decode {ACHIEVED_TOKENS} tokens with MODEL and compare"
     )
+    add_quantize(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
 
 
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest(
             "--achieved: needs a MODEL to decode with, such as `cpuinfer doctor smollm2-135m --achieved`"
         )
-    report = examine(args.model, achieved=args.achieved)
+    report = examine(args.model, achieved=args.achieved, quantize=args.quantize)
     if args.json:
         print(json.dumps(asdict(report), default=sorted, ensure_ascii=False))  # CPU sets become lists
     else:
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(model: str | None = None, *, achieved: bool = False) -> Report:
+def examine(model: str | None = None, *, achieved: bool = False, quantize: str | None = None) -> Report:
     """Look, measure and, with a model, predict.  Takes some seconds."""
     from cpuinfer import _core, machine
 
@@ -123,7 +125,7 @@ def examine(model: str | None = None, *, achieved: bool = False) -> Report:
         machine=seen,
         threads=threads,
         bandwidths=list(measure_bandwidths(seen, threads.threads)),
-        roof=None if path is None else predict(path, seen, threads.threads, achieved=achieved),
+        roof=None if path is None else predict(path, seen, threads.threads, achieved=achieved, quantize=quantize),
     )
 
 
@@ -153,11 +155,11 @@ def _measure(label: str, size: int, threads: int) -> Bandwidth:
     return Bandwidth(label, size, threads, _core.read_bandwidth(size, threads))
 
 
-def predict(path: Path, machine: Machine, threads: int, *, achieved: bool) -> Roof:
+def predict(path: Path, machine: Machine, threads: int, *, achieved: bool, quantize: str | None = None) -> Roof:
     """The roof of a model, measured at the working set it decodes with or as much of it as half the free memory."""
     from cpuinfer.describe import describe
 
-    model = describe(path)
+    model = describe(path, quantize=quantize)
     size = max(min(model.bytes_per_token, machine.memory.available // 2), LEAST_SHARE * threads)
     bandwidth = _measure("this model", size, threads)
     return Roof(
@@ -166,14 +168,14 @@ def predict(path: Path, machine: Machine, threads: int, *, achieved: bool) -> Ro
         weights=model.memory.weights,
         bandwidth=bandwidth,
         tokens_per_second=bandwidth.bytes_per_second / model.bytes_per_token,
-        achieved=_decode_rate(path, threads) if achieved else None,
+        achieved=_decode_rate(path, threads, quantize) if achieved else None,
     )
 
 
-def _decode_rate(path: Path, threads: int) -> float:
+def _decode_rate(path: Path, threads: int, quantize: str | None) -> float:
     from cpuinfer import LLM, SamplingParams
 
-    with LLM(path, threads=threads) as llm:
+    with LLM(path, threads=threads, quantize=quantize) as llm:
         answer = llm.generate("Once", SamplingParams(temperature=0, max_tokens=ACHIEVED_TOKENS, ignore_eos=True))
     return answer.timings.generate_rate
 
