@@ -7,15 +7,28 @@
 #include "kernels/kernels.h"
 
 // X(Encoding member, the type that unpacks it), for all of them.
-#define CPUINFER_BLOCK_ENCODINGS(X)                                                                              \
-  X(kQ5_0, Q5_0)                                                                                                 \
-  X(kQ5_1, Q5_1)                                                                                                 \
-  X(kQ2K, Q2K)                                                                                                   \
-  X(kQ3K, Q3K)                                                                                                   \
-  X(kQ4K, Q4K)                                                                                                   \
-  X(kQ5K, Q5K) X(kQ6K, Q6K) X(kIq4Nl, Iq4Nl) X(kIq4Xs, Iq4Xs) X(kMxfp4, Mxfp4) X(kTq1_0, Tq1_0) X(kTq2_0, Tq2_0) \
-      X(kIq2Xxs, Iq2Xxs) X(kIq2Xs, Iq2Xs) X(kIq2S, Iq2S) X(kIq3Xxs, Iq3Xxs) X(kIq3S, Iq3S) X(kIq1S, Iq1S)        \
-          X(kIq1M, Iq1M)
+// clang-format off
+#define CPUINFER_BLOCK_ENCODINGS(X) \
+  X(kQ5_0, Q5_0) \
+  X(kQ5_1, Q5_1) \
+  X(kQ2K, Q2K) \
+  X(kQ3K, Q3K) \
+  X(kQ4K, Q4K) \
+  X(kQ5K, Q5K) \
+  X(kQ6K, Q6K) \
+  X(kIq4Nl, Iq4Nl) \
+  X(kIq4Xs, Iq4Xs) \
+  X(kMxfp4, Mxfp4) \
+  X(kTq1_0, Tq1_0) \
+  X(kTq2_0, Tq2_0) \
+  X(kIq2Xxs, Iq2Xxs) \
+  X(kIq2Xs, Iq2Xs) \
+  X(kIq2S, Iq2S) \
+  X(kIq3Xxs, Iq3Xxs) \
+  X(kIq3S, Iq3S) \
+  X(kIq1S, Iq1S) \
+  X(kIq1M, Iq1M)
+// clang-format on
 
 namespace cpuinfer {
 
