@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import platformdirs
@@ -10,6 +11,10 @@ import pytest
 
 from fixtures.bad_gguf import build
 from tiny_gguf import write_tiny_llama
+
+# A shell that starts tests in the background has them ignore Ctrl-C, which some test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
