@@ -65,14 +65,18 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
   const int64_t down_panels = down.panels() / op.experts.count;
   const Input in = own_input(op, worker);
   int32_t row_map[kTileRows];
-  const auto read = [&](int64_t count) {
-    read_tile(op, row_map, 0, static_cast<int>(count), in, at(own(worker).normed), worker);
+  float* floats = at(own(worker).normed);
+  const auto read = [&](int64_t count, const int32_t* order) {
+    read_tile(op, {row_map, order}, 0, static_cast<int>(count), in, floats, worker);
+  };
+  const auto order_of = [](const std::vector<int32_t>& orders, int64_t expert, int64_t inputs) {
+    return orders.empty() ? nullptr : orders.data() + expert * inputs;
   };
 
   for (int64_t tile; (tile = claim(index, 0)) * kTileRows < rows;) {
     const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, rows - first);
     for (int64_t i = 0; i < count; ++i) row_map[i] = static_cast<int32_t>(first + i);
-    read(count);
+    read(count, nullptr);
     route(op, first, static_cast<int>(count), worker);
   }
   team_.barrier();
@@ -95,7 +99,7 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
   each_item(1, gate_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
     if (fresh) {
       for (int64_t i = 0; i < tile.count; ++i) row_map[i] = sorted.order[tile.first + i] / static_cast<int32_t>(used);
-      read(tile.count);
+      read(tile.count, order_of(op.input_order, tile.expert, hidden));
     }
     constexpr int64_t kStride = kPanelsPerItem * kLanes;
     float* gated = at(own(worker).tile);
@@ -110,6 +114,10 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
   team_.barrier();
   each_item(2, down_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
     const float* x = at(inner_) + tile.first * inner;
+    if (const int32_t* order = order_of(op.inner_order, tile.expert, inner)) {
+      for (int64_t i = 0; fresh && i < tile.count * inner; ++i) floats[i] = x[i / inner * inner + order[i % inner]];
+      x = floats;
+    }
     if (fresh && !is_float(down.view().encoding)) {
       kernels_.quantize(x, inner, inner, {static_cast<int>(tile.count), in.codes, in.scale, in.sum});
     }

@@ -9,11 +9,6 @@ namespace cpuinfer {
 
 namespace {
 
-// Whether the floats that kernels see differ from the op's input.
-bool rewrites_input(const Op& op, const int32_t* row_map) {
-  return op.norm.kind != NormKind::kNone || row_map != nullptr || !op.input_order.empty();
-}
-
 bool any_quantised(const Op& op) {
   return std::ranges::any_of(op.weights, [](const auto& weight) { return !is_float(weight->view().encoding); });
 }
@@ -28,33 +23,39 @@ QuantizedRows Plan::quantized_tile(const Input& in, int64_t k, int64_t row, int 
   return {rows, in.codes + row * k, in.scale + row * (k / kGroup), in.sum + row * (k / kHalf)};
 }
 
+// Whether the floats that kernels see differ from the op's input.
+bool Plan::rewrites(const Op& op, const Reading& reading) noexcept {
+  return op.norm.kind != NormKind::kNone || reading.rows != nullptr || reading.order != nullptr;
+}
+
 // One row as the weights take it.
-void Plan::read_row(const Op& op, const float* x, float* out, int worker) noexcept {
+void Plan::read_row(const Op& op, const int32_t* order, const float* x, float* out, int worker) noexcept {
   const int64_t k = op.weights[0]->view().k;
-  float* normed = op.input_order.empty() ? out : at(own(worker).unordered);
+  float* normed = order == nullptr ? out : at(own(worker).unordered);
   if (op.norm.kind != NormKind::kNone) {
     normalize(op.norm, x, k, normed);
     x = normed;
   }
-  if (op.input_order.empty()) {
-    if (x != out) std::memcpy(out, x, static_cast<std::size_t>(k) * sizeof(float));
-    return;
+  if (order != nullptr) {
+    for (int64_t i = 0; i < k; ++i) out[i] = x[order[i]];
+  } else if (x != out) {
+    std::memcpy(out, x, static_cast<std::size_t>(k) * sizeof(float));
   }
-  for (int64_t i = 0; i < k; ++i) out[i] = x[op.input_order[static_cast<std::size_t>(i)]];
 }
 
 // Reads a tile of an op's input: rewritten into `floats` where the weights do not take it as it is, and quantised into
 // `in`, whose first row it is, where they ask for it.
-void Plan::read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, float* floats,
+void Plan::read_tile(const Op& op, const Reading& reading, int64_t row, int rows, const Input& in, float* floats,
                      int worker) noexcept {
   const ValueId x = op.inputs[0];
   const int64_t k = op.weights[0]->view().k;
   const float* source = row_of(x, row);
   int64_t stride = padded_width(x);
-  if (rewrites_input(op, row_map)) {
+  if (rewrites(op, reading)) {
     const int64_t own_stride = round_up(k, kLanes);
     for (int r = 0; r < rows; ++r) {
-      read_row(op, row_of(x, row_map != nullptr ? row_map[row + r] : row + r), floats + r * own_stride, worker);
+      const int64_t from = reading.rows != nullptr ? reading.rows[row + r] : row + r;
+      read_row(op, reading.order, row_of(x, from), floats + r * own_stride, worker);
     }
     source = floats;
     stride = own_stride;
@@ -72,12 +73,13 @@ Plan::Input Plan::own_input(const Op& op, int worker) noexcept {
 
 Plan::Input Plan::read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows,
                              int worker) noexcept {
-  const bool rewritten = rewrites_input(op, row_map), quantised = any_quantised(op);
+  const Reading reading{row_map, op.input_order.empty() ? nullptr : op.input_order.data()};
+  const bool rewritten = rewrites(op, reading), quantised = any_quantised(op);
   const int64_t k = op.weights[0]->view().k, stride = round_up(k, kLanes);
   float* normed = at(own(worker).normed);
   Input in = own_input(op, worker);
   if (rows == 1) {  // every worker for itself: cheaper than a barrier
-    read_tile(op, row_map, 0, 1, in, normed, worker);
+    read_tile(op, reading, 0, 1, in, normed, worker);
   } else {
     const bool kept = any_float(op);  // the floats are read again
     in = {quantised ? reinterpret_cast<int8_t*>(at(codes_)) : nullptr, at(scale_), reinterpret_cast<int32_t*>(at(sum_)),
@@ -86,7 +88,7 @@ Plan::Input Plan::read_input(const Op& op, std::size_t index, const int32_t* row
       const int64_t row = tile * kTileRows;
       const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
       const QuantizedRows q = quantized_tile(in, k, row, count);
-      read_tile(op, row_map, row, count, {q.codes, q.scale, q.sum, nullptr, 0},
+      read_tile(op, reading, row, count, {q.codes, q.scale, q.sum, nullptr, 0},
                 kept ? at(normed_) + row * stride : normed, worker);
     }
     if (quantised || rewritten) team_.barrier();

@@ -8,6 +8,7 @@
 #include "plan/arena_layout.h"
 
 namespace cpuinfer {
+
 Plan::Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, const PlanLimits& limits)
     : program_(program), kernels_(kernels), team_(team), limits_(limits) {
   check();

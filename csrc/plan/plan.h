@@ -59,6 +59,10 @@ class Plan {
     const float* x;
     int64_t ldx;
   };
+  struct Reading {  // which rows of its input an op takes, and each in which order; null: as they come
+    const int32_t* rows;
+    const int32_t* order;
+  };
   struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
     int64_t normed;             // [kTileRows][widest input]
     int64_t unordered;          // [widest input]: a row before its inputs are put into another order
@@ -107,9 +111,10 @@ class Plan {
   void run_glu(const Op& op, std::size_t index, int worker) noexcept;
   Input read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, int worker) noexcept;
   Input own_input(const Op& op, int worker) noexcept;
-  void read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, float* floats,
+  static bool rewrites(const Op& op, const Reading& reading) noexcept;
+  void read_tile(const Op& op, const Reading& reading, int64_t row, int rows, const Input& in, float* floats,
                  int worker) noexcept;
-  void read_row(const Op& op, const float* x, float* out, int worker) noexcept;
+  void read_row(const Op& op, const int32_t* order, const float* x, float* out, int worker) noexcept;
   QuantizedRows quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept;
   Cut cut(const Op& op, int64_t rows) const noexcept;
   bool next_item(const Op& op, std::size_t index, const Cut& cut, int64_t rows, int64_t& turn, Item& item) noexcept;
