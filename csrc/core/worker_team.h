@@ -1,7 +1,6 @@
 // A persistent team of threads that walks one piece of work together; the caller is worker 0.
 //
-// Workers spin for some tens of microseconds, yield for two milliseconds, then sleep on a futex: inside a piece of work
-// waits are a few microseconds, between pieces an idle process uses no processor time.
+// Between pieces of work they wait as wait.h says: an idle process uses no processor time.
 #pragma once
 
 #include <atomic>
@@ -18,11 +17,6 @@ constexpr int kMostWorkers = 1024;
 
 class WorkerTeam {
  public:
-  // One barrier or hand-over: a counter on a cache line of its own, on which one can wait for a change.
-  struct alignas(kCacheLine) Signal {
-    std::atomic<uint32_t> value{0};
-  };
-
   // Throws Error(kInvalid) unless 1 <= workers <= kMostWorkers.
   explicit WorkerTeam(int workers);
   ~WorkerTeam();
@@ -42,6 +36,10 @@ class WorkerTeam {
   void barrier() noexcept;
 
  private:
+  // A hand-over or barrier: a counter on a cache line of its own, on which one can wait for a change.
+  struct alignas(kCacheLine) Signal {
+    std::atomic<uint32_t> value{0};
+  };
   using Entry = void (*)(void* context, int worker) noexcept;
 
   void start(Entry entry, void* context);
