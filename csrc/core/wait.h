@@ -6,7 +6,8 @@
 
 namespace cpuinfer {
 
-// Returns when the value is no longer `seen`.  Whoever changes it must call notify_all.
-void wait_while(const std::atomic<uint32_t>& value, uint32_t seen) noexcept;
+// Returns when the value is no longer `seen`: true if that took so long that it slept.  Whoever changes it must call
+// notify_all.
+bool wait_while(const std::atomic<uint32_t>& value, uint32_t seen) noexcept;
 
 }  // namespace cpuinfer

@@ -25,15 +25,20 @@ class WorkerTeam {
 
   int size() const noexcept { return size_; }
 
-  // Calls body(worker) once on every worker and returns when all have returned.  body must not throw.  Throws
-  // Error(kInvalid) in a process forked after the team was made: its threads exist only in the parent.
+  // Calls body(worker) once on each of the first `active` workers and returns when all have returned: true if that wait
+  // was so long that the caller slept.  body must not throw.  Throws Error(kInvalid) in a process forked after the team
+  // was made: its threads exist only in the parent.
+  template <typename Body>
+  bool run(Body& body, int active) {
+    return start([](void* context, int worker) noexcept { (*static_cast<Body*>(context))(worker); }, &body, active);
+  }
   template <typename Body>
   void run(Body& body) {
-    start([](void* context, int worker) noexcept { (*static_cast<Body*>(context))(worker); }, &body);
+    run(body, size_);
   }
 
-  // Inside run: returns when every worker has called it.
-  void barrier() noexcept;
+  // Inside run: returns when every active worker has called it; true if the wait was long.
+  bool barrier() noexcept;
 
  private:
   // A hand-over or barrier: a counter on a cache line of its own, on which one can wait for a change.
@@ -42,17 +47,19 @@ class WorkerTeam {
   };
   using Entry = void (*)(void* context, int worker) noexcept;
 
-  void start(Entry entry, void* context);
+  bool start(Entry entry, void* context, int active);
   void serve(int worker) noexcept;
+  void stop() noexcept;
 
   int size_;
   int process_;
+  int active_ = 0;
   Entry entry_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> stopping_{false};
-  Signal work_;     // generation of the piece of work handed out
-  Signal arrived_;  // workers at the barrier
-  Signal passed_;   // generation of the barrier
+  std::vector<Signal> work_;  // [worker]: generation of the piece of work handed to it
+  Signal arrived_;            // workers at the barrier
+  Signal passed_;             // generation of the barrier
   std::vector<std::thread> threads_;
 };
 

@@ -29,13 +29,16 @@ void Phases::reset() noexcept {
   }
   clear(done_.begin());
   abandoned_.store(false, std::memory_order_relaxed);
+  held_up_.store(false, std::memory_order_relaxed);
 }
 
 void Phases::settle(int worker) noexcept {
   const Cursor& at = cursor(worker);
   if (at.phase == 0) return;
   const Count& done = count(done_, 0, at.phase - 1);
-  for (uint32_t seen; (seen = done.load(std::memory_order_acquire)) != at.items_before;) wait_while(done, seen);
+  for (uint32_t seen; (seen = done.load(std::memory_order_acquire)) != at.items_before;) {
+    if (wait_while(done, seen)) held_up_.store(true, std::memory_order_relaxed);
+  }
 }
 
 void Phases::finish(int worker, int64_t items, int64_t finished) noexcept {

@@ -41,6 +41,9 @@ class Phases {
   void abandon() noexcept { abandoned_.store(true, std::memory_order_relaxed); }
   bool abandoned() const noexcept { return abandoned_.load(std::memory_order_relaxed); }
 
+  // Whether any worker waited for the items of another so long that it slept.
+  bool held_up() const noexcept { return held_up_.load(std::memory_order_relaxed); }
+
  private:
   using Count = std::atomic<uint32_t>;
   static constexpr std::size_t kPerLine = kCacheLine / sizeof(Count);
@@ -77,7 +80,7 @@ class Phases {
   std::vector<Cursor> cursors_;
   std::vector<Line> taken_;  // [worker][phase]: how many of the items set aside for a worker are claimed
   std::vector<Line> done_;   // [phase]: items run; neighbours may share a line, for one is waited for at a time
-  std::atomic<bool> abandoned_{false};
+  std::atomic<bool> abandoned_{false}, held_up_{false};
 };
 
 }  // namespace cpuinfer

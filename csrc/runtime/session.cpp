@@ -44,6 +44,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
     : program_(std::move(program)),
       options_(options),
       team_(options.threads),
+      crew_(options.threads),
       plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values}),
       cache_(plan_.cache_shape(), options.cache_pages) {}
 
@@ -183,7 +184,10 @@ void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& r
       });
     }
   };
-  team_.run(body);
+  const auto start = std::chrono::steady_clock::now();
+  const bool slept = team_.run(body, crew_.active());
+  const auto now = std::chrono::steady_clock::now();
+  crew_.report(static_cast<int>(step.rows), now - start, slept || plan_.phases().held_up(), now);
   if (plan_.phases().abandoned()) throw Error(Fault::kCancelled, "the step was cancelled");
   for (std::size_t i = 0; i < errors.size(); ++i) {
     if (errors[i]) results[outputs_[i].feed].error = errors[i];
