@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from cpuinfer.errors import ContextFull
 from cpuinfer.results import Chunk, Completion, FinishReason, Timings
@@ -19,6 +20,7 @@ class FakeLLM:
 
     path = Path("fake.gguf")
     context = 2048
+    config = SimpleNamespace(context=2048)
     vocabulary = 100
     isa = "scalar"
     threads = 2

@@ -130,7 +130,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(
     assert re.search(r"\b32\b", line)
 
 
-@pytest.mark.parametrize("arguments", [["run", "--frobnicate"], ["frobnicate"], ["show"], ["bench", "-o", "xml"]])
+@pytest.mark.parametrize("arguments", [["run", "--frobnicate"], ["frobnicate"], ["pull"], ["bench", "-o", "xml"]])
 def test_a_flag_or_command_that_does_not_exist_is_refused(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:

@@ -256,7 +256,11 @@ def test_an_answer_cut_for_its_length_says_so(opened: list[FakeLLM], capsys: pyt
         (["run", "\udcff"], "not UTF-8"),
         (["run"], "no prompt, and no terminal"),
         (["run", "--json"], "--json needs a prompt"),
-        (["show"], "required: MODEL"),
+        (["pull"], "required: MODEL"),
+        (["run", "--raw", "x", "--system", "y"], "--system has no place with --raw"),
+        (["bench", "--isa", "scalar,none-such"], "none-such"),
+        (["pull", "."], "on this machine already"),
+        (["rm", "none-such"], "not a model fetched before"),
         (["bench", "-d", "4096"], "pp512@d4096 takes 4608 positions, the context of"),
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
         (["bench", "-t", "1,x"], "'x', expected an integer of at least 1"),
@@ -301,11 +305,12 @@ def test_what_goes_wrong_inside_is_one_line_without_a_traceback(
 
 
 @pytest.mark.usefixtures("opened")
-def test_debug_raises_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_where_as_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fail_with(ModelNotFound("x"), monkeypatch)
     monkeypatch.setenv("CPUINFER_DEBUG", "1")
-    with pytest.raises(ModelNotFound):
-        main(["run", "hi"])
+    assert main(["run", "hi"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", "cpuinfer: error: x")
 
 
 @pytest.mark.usefixtures("opened")
@@ -389,6 +394,7 @@ def test_pull_list_and_rm_speak_to_the_store(
 ) -> None:
     model = SimpleNamespace(name="tiny", path=Path("/cache/tiny.gguf"), size_bytes=1_500_000, source="pip")
     store = SimpleNamespace(
+        is_local=lambda _: False,
         pull=lambda spec, *, progress: Path(f"/cache/{spec}.gguf"),  # noqa: ARG005
         list_models=lambda: [model],
         remove=lambda spec: [Path(f"/cache/{spec}.gguf")],

@@ -154,7 +154,7 @@ def test_int4_with_embeddings_of_eight_bits_is_what_a_folder_becomes_unasked(fol
 
 
 def test_quantising_what_is_not_float_is_refused(original: Path) -> None:
-    with pytest.raises(UnsupportedFormat, match="leave out --quantize"):
+    with pytest.raises(UnsupportedFormat, match="leave out quantize"):
         loader.open_model(original, quantize="int8")
 
 

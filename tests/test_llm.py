@@ -378,3 +378,20 @@ def test_sizes_that_the_tensors_contradict_are_refused(tmp_path: Path, monkeypat
         path = write_tiny_llama(tmp_path / "head.gguf")
     with pytest.raises(UnsupportedModel, match="heads of 8"):
         LLM(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm.generate(5), "the prompt is 5, expected text or token ids"),
+        (lambda llm: llm.generate(None), "the prompt is None"),
+        (lambda llm: llm.generate(["a", ""]), "prompt 1 is empty"),
+        (lambda llm: llm.generate("a", {"temperature": 0}), "params: .*, expected SamplingParams"),
+        (lambda llm: next(llm.stream(7)), "the prompt is 7"),
+        (lambda llm: llm.score(7), "the text is 7, expected text or token ids"),
+        (lambda _: LLM(5), "model: 5, expected a path or a name"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_as_bad_requests(tiny_model: Path, call, message: str) -> None:
+    with LLM(tiny_model) as llm, pytest.raises(InvalidRequest, match=message):
+        call(llm)

@@ -356,9 +356,17 @@ def test_a_spec_that_is_nothing_is_told_what_specs_there_are(spec: str) -> None:
 
 def test_a_word_is_told_from_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("")
-    for text in ("smollm2-135m", "hf:owner/repo", "missing.gguf", str(tmp_path / "weights")):
+    for text in (
+        "smollm2-135m",
+        "hf:owner/repo",
+        "missing.gguf",
+        "./missing",
+        str(tmp_path),
+        str(tmp_path / "weights"),
+    ):
         assert store.is_spec(text)
-    assert not store.is_spec(str(tmp_path))
+    for text in ("", "hello", "/why is this", "~ is a tilde", "a.gguf file is what"):
+        assert not store.is_spec(text)
 
 
 def test_importing_the_store_imports_nothing_heavy() -> None:

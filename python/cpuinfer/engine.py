@@ -43,7 +43,7 @@ class Engine:
         if len(request.prompt) > self._context:
             raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens and does not fit the context of {self._context}: "
-                "shorten it or load the model with a larger context"
+                "shorten it, or open the model with a larger context (-c)"
             )
         request.pages = -(-request.most_tokens // PAGE_TOKENS)
         with self._lock:

@@ -62,7 +62,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     packed = settings.get("quantization_config")
     published = reader(packed) if isinstance(packed, Mapping) else None
     if published is not None and quantize is not None:
-        raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out --quantize")
+        raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out quantize (--quantize)")
     stored = _stored(tensors, published)
     if config.tied and "lm_head" in stored and "lm_head" in architecture.hf_names:
         del stored["lm_head"]  # a copy of the embedding table, which some folders keep

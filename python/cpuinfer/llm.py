@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +48,8 @@ class LLM:
         context: most positions of a sequence; None takes the model's own, or less where memory is short.
         isa: a kernel set by name; None takes CPUINFER_ISA, or the best this machine runs.
         quantize: what the float weights of a Hugging Face folder become: int4 (None), int8, nf4, or none to stay as
-            they are; embeddings and the head keep 8 bits.
+            they are; of those that are rounded, embeddings and the head get 8 bits.
+        keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class LLM:
         from cpuinfer import _core
 
         start = time.perf_counter()
+        if model is not None and not isinstance(model, (str, Path)):
+            raise InvalidRequest(f"model: {model!r}, expected a path or a name")
         self.isa: str = _core.select_kernels(isa)
         self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
         blueprint = loader.open_model(self.path, context=context, quantize=quantize)
@@ -113,9 +116,9 @@ class LLM:
 
         Raises ContextFull for a prompt longer than the context, NumericalError if the model yields NaN.
         """
-        if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or _are_tokens(prompts):
             return self._complete([self._encode(prompts)], params)[0]  # type: ignore[arg-type]
-        return self._complete([self._encode(prompt) for prompt in prompts], params)  # type: ignore[arg-type]
+        return self._complete([self._encode(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)], params)  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """Continue a prompt piece by piece; the texts of the chunks, joined, are generate's.
@@ -151,7 +154,10 @@ class LLM:
     def score(self, texts: str | Sequence[Prompt]) -> Score | list[Score]:
         """Natural log-probability of every token of each text given those before it; the first token has none."""
         single = isinstance(texts, str)
-        requests = [Scoring(self._encode(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+        if single or not isinstance(texts, Sequence):
+            requests = [Scoring(self._encode(texts, "the text"))]  # type: ignore[arg-type]
+        else:
+            requests = [Scoring(self._encode(text, f"text {i}")) for i, text in enumerate(texts)]
         self._run(requests)
         scores = [Score(request.prompt, request.logprobs) for request in requests]
         return scores[0] if single else scores
@@ -187,10 +193,12 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt, which: str = "the prompt") -> list[int]:
+        if not isinstance(prompt, (str, Iterable)):
+            raise InvalidRequest(f"{which} is {prompt!r}, expected text or token ids")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
-            raise InvalidRequest("the prompt is empty: it has no tokens to continue")
+            raise InvalidRequest(f"{which} is empty: it has no tokens to continue")
         for token in ids:
             if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < self.vocabulary:
                 raise InvalidRequest(f"token id {token!r}, expected an integer of 0 to {self.vocabulary - 1}")
@@ -204,7 +212,9 @@ class LLM:
     def _generation(self, prompt: list[int], params: SamplingParams | None) -> Generation:
         from cpuinfer import _core
 
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(f"params: {params!r}, expected SamplingParams")
         seed = secrets.randbits(64) if params.seed is None else params.seed
         sampler = _core.Sampler(vocabulary=self.vocabulary, **params.native_options(seed))
         sampler.see_prompt(prompt)
@@ -241,6 +251,10 @@ class LLM:
         if self._engine is None:
             raise InvalidRequest("this LLM is closed")
         return self._engine
+
+
+def _are_tokens(prompts: Sequence[object]) -> bool:
+    return len(prompts) > 0 and isinstance(prompts[0], Integral)
 
 
 def _check_threads(threads: int) -> int:

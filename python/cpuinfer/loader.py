@@ -75,14 +75,14 @@ def open_model(path: str | Path, *, context: int | None = None, quantize: str | 
 
 
 def _open_source(path: Path, context: int | None, quantize: str | None) -> Source:
-    if path.name in {SINGLE, INDEX}:
+    if path.name in {SINGLE, INDEX, huggingface.CONFIG}:
         path = path.parent
     if path.is_dir():
         if not huggingface.is_model_folder(path):
             raise UnsupportedModel("a folder without config.json and model.safetensors, or its index of shards")
         return huggingface.open_source(path, context=context, quantize=quantize)
     if quantize is not None:
-        raise UnsupportedFormat("a GGUF file is quantised as it is: leave out --quantize")
+        raise UnsupportedFormat("a GGUF file is quantised as it is: leave out quantize (--quantize)")
     return gguf.open_source(path, context=context)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("CPUINFER_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         code, message = _explain(error)
         print(f"cpuinfer: error: {message}", file=sys.stderr)
         return code

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, open_model, positive
-from cpuinfer.cli.terminal import dim, megabytes, printable
+from cpuinfer.cli.terminal import megabytes, printable, progress
 from cpuinfer.errors import CpuInferError, InvalidRequest
 from cpuinfer.sampling import SamplingParams
 
@@ -95,16 +95,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, printing each row as it is known."""
+    from cpuinfer import _core
+
     tests = make_tests(args.prompt_tokens, args.generate_tokens, args.depth)
     if not tests:
         raise InvalidRequest("nothing to measure: both -p and -n are 0")
+    for isa in args.isa:
+        _core.select_kernels(isa)  # refuses a name before anything is measured
     description = describe_model(args.model, quantize=args.quantize)
     context = max(test.positions for test in tests)
     for test in tests:
         if test.positions > description.context:
             raise InvalidRequest(
                 f"{test.name} takes {test.positions} positions, the context of {description.name} is "
-                f"{description.context}: choose a smaller -d"
+                f"{description.context}: choose smaller -p, -n or -d"
             )
     _WRITERS[args.output](_measure_all(args, tests, description, context))
     return 0
@@ -146,13 +150,13 @@ def _measure_all(
 
 
 def _measure_row(llm: LLM, test: Test, repetitions: int, description: Description) -> Row:
-    _progress(f"{test.name}: warm-up")
+    progress(f"{test.name}: warm-up")
     measure(llm, test)
     samples = []
     for i in range(repetitions):
-        _progress(f"{test.name}: {i + 1} of {repetitions}")
+        progress(f"{test.name}: {i + 1} of {repetitions}")
         samples.append(measure(llm, test))
-    _progress("")
+    progress("")
     return Row(
         model=description.name,
         size_bytes=description.file_bytes,
@@ -164,11 +168,6 @@ def _measure_row(llm: LLM, test: Test, repetitions: int, description: Descriptio
         median=statistics.median(samples),
         samples=samples,
     )
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{dim(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
 
 def _write_markdown(rows: Iterator[Row]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from cpuinfer.cli.model import add_quantize
-from cpuinfer.cli.terminal import printable
+from cpuinfer.cli.terminal import megabytes, printable, progress
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             "--achieved: needs a MODEL to decode with, such as `cpuinfer doctor smollm2-135m --achieved`"
         )
     report = examine(args.model, achieved=args.achieved, quantize=args.quantize)
+    progress("")
     if args.json:
         print(json.dumps(asdict(report), default=sorted, ensure_ascii=False))  # CPU sets become lists
     else:
@@ -152,6 +153,7 @@ def measure_bandwidths(machine: Machine, threads: int) -> Iterable[Bandwidth]:
 def _measure(label: str, size: int, threads: int) -> Bandwidth:
     from cpuinfer import _core
 
+    progress(f"reading {_size(size)} with {_threads(threads)} ...")
     return Bandwidth(label, size, threads, _core.read_bandwidth(size, threads))
 
 
@@ -175,6 +177,7 @@ def predict(path: Path, machine: Machine, threads: int, *, achieved: bool, quant
 def _decode_rate(path: Path, threads: int, quantize: str | None) -> float:
     from cpuinfer import LLM, SamplingParams
 
+    progress(f"decoding {ACHIEVED_TOKENS} tokens ...")
     with LLM(path, threads=threads, quantize=quantize) as llm:
         answer = llm.generate("Once", SamplingParams(temperature=0, max_tokens=ACHIEVED_TOKENS, ignore_eos=True))
     return answer.timings.generate_rate
@@ -246,9 +249,9 @@ def _print_bandwidths(console: Console, report: Report) -> None:
 def _roof_rows(roof: Roof) -> Iterable[tuple[str, str]]:
     speed = f"{roof.bandwidth.bytes_per_second / 1e9:.1f} GB/s"
     yield "name", roof.model
-    yield "weights", _size(roof.weights)
-    yield "read per token", _size(roof.bytes_per_token)
-    yield "read with", f"{_threads(roof.bandwidth.threads)} at {speed}, measured on {_size(roof.bandwidth.bytes)}"
+    yield "weights", megabytes(roof.weights)
+    yield "read per token", megabytes(roof.bytes_per_token)
+    yield "read with", f"{_threads(roof.bandwidth.threads)} at {speed}, measured on {megabytes(roof.bandwidth.bytes)}"
     yield "roof", f"{roof.tokens_per_second:.1f} tokens/s"
     if roof.achieved is not None:
         share = roof.achieved / roof.tokens_per_second

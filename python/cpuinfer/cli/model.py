@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.terminal import dim
+from cpuinfer.cli.terminal import progress
 
 if TYPE_CHECKING:
     from cpuinfer.description import Description
@@ -49,12 +49,9 @@ def open_model(
     from cpuinfer import store
     from cpuinfer.llm import LLM
 
-    terminal = sys.stderr.isatty()
-    path = store.resolve(spec, progress=terminal)
-    if not terminal:
-        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
-    print(dim(f"loading {path.name} ...", sys.stderr), end="", file=sys.stderr, flush=True)
+    path = store.resolve(spec, progress=sys.stderr.isatty())
+    progress(f"loading {path.name} ...")
     try:
         return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        progress("")

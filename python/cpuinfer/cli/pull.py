@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cpuinfer.errors import InvalidRequest
+
 HELP = "download a model into the cache and print its path"
 
 
@@ -18,5 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Download, if need be."""
     from cpuinfer import store
 
+    if store.is_local(args.model):
+        raise InvalidRequest(f"{args.model}: on this machine already, nothing to fetch")
     print(store.pull(args.model, progress=sys.stderr.isatty()))
     return 0

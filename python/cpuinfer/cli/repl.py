@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cpuinfer.cli.answer import explain_length, print_stats, receive
-from cpuinfer.cli.terminal import remark
+from cpuinfer.cli.terminal import remark, without_echo
 from cpuinfer.errors import ContextFull, CpuInferError, InvalidRequest, UnsupportedModel
 from cpuinfer.sampling import SamplingParams
 
@@ -24,7 +24,7 @@ HELP = f"""\
 /show             the model and the settings
 /clear            forget the conversation
 /? or /help       this
-/bye              leave, as Ctrl-D does
+/bye              leave, as Ctrl-D does; within a message of several lines that drops it
 {QUOTES}               begins and ends a message of several lines
 Ctrl-C            stops the answer; what there is of it stays in the conversation"""
 
@@ -125,17 +125,18 @@ class Conversation:
         return f"{name} is {number}"
 
     def _show(self) -> str:
-        rows = [("model", str(self._llm.path)), ("context", str(self._llm.context)), ("system", repr(self.system))]
-        rows += [(name, str(getattr(self.params, field))) for name, (field, _) in _SETTINGS.items()]
-        return "\n".join(f"{name:<15} {value}" for name, value in rows)
+        rows: list[tuple[str, object]] = [("model", self._llm.path), ("context", self._llm.context)]
+        rows += [("system", self.system), *((name, getattr(self.params, _SETTINGS[name][0])) for name in _SETTINGS)]
+        return "\n".join(f"{name:<15} {'none' if value is None else value}" for name, value in rows)
 
     def _answer(self, message: str) -> None:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         self.messages.append({"role": "user", "content": message})
         try:
-            answer = receive(
-                self._llm, lambda: self._llm.stream_chat([*system, *self.messages], self.params), self._output
-            )
+            with without_echo():
+                answer = receive(
+                    self._llm, lambda: self._llm.stream_chat([*system, *self.messages], self.params), self._output
+                )
         except CpuInferError as error:
             self.messages.pop()
             self._say(f"error: {error}" + (" (/clear forgets it)" if isinstance(error, ContextFull) else ""))
@@ -167,7 +168,8 @@ def chat(llm: LLM, params: SamplingParams, *, system: str | None, stats: bool) -
             if not conversation.enter(session.prompt(conversation.prompt)):
                 return 0
         except EOFError:
-            return 0
+            if not conversation.discard():
+                return 0
         except KeyboardInterrupt:
             if not conversation.discard() and not session.default_buffer.text:
                 remark("Ctrl-D or /bye leaves")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
 from cpuinfer.cli.model import MODEL_HELP, add_quantize, open_model, positive
+from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.sampling import ORDERS, STAGES, SamplingParams
 
@@ -82,13 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer the prompt, or chat."""
     params = sampling_params(args)
+    if args.raw and args.system is not None:
+        raise InvalidRequest("--system has no place with --raw, which continues the prompt as it is")
     model, prompt = choose_model_and_prompt(args)
-    prompt = _with_piped_input(prompt)
+    prompt = _with_piped_input(model, prompt)
     if prompt is None:
         _check_can_chat(args)
     for text in (prompt, args.system):
         _check_text(text)
     with open_model(model, threads=args.threads, context=args.context, isa=args.isa, quantize=args.quantize) as llm:
+        if llm.context > llm.config.context:
+            remark(f"a context of {llm.context}: the model was trained for {llm.config.context}")
         if prompt is None:
             from cpuinfer.cli import repl
 
@@ -128,7 +133,7 @@ def _is_spec(text: str) -> bool:
     return store.is_spec(text)
 
 
-def _with_piped_input(prompt: str | None) -> str | None:
+def _with_piped_input(model: str | None, prompt: str | None) -> str | None:
     if sys.stdin is None or sys.stdin.isatty():
         return prompt
     try:
@@ -136,6 +141,10 @@ def _with_piped_input(prompt: str | None) -> str | None:
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"standard input: byte {error.start} is not UTF-8 text") from None
     if prompt is None and not piped:
+        from cpuinfer import store
+
+        if model is not None:
+            store.is_local(model)  # raises where the word is no model, most likely a file that does not exist
         raise InvalidRequest("no prompt: standard input is empty, give one as an argument")
     return "\n\n".join(part for part in (prompt, piped) if part)
 

@@ -25,7 +25,7 @@ PIPE_WIDTH = 120
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "examples:\n  cpuinfer show model.gguf\n  cpuinfer show smollm2-135m --context 2048 --json"
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     parser.add_argument(
         "-c", "--context", type=positive, metavar="N", help="for the memory estimate (default: the model's own)"
     )

@@ -1,9 +1,11 @@
-"""What the commands share in writing to a terminal: sizes, dim remarks, text that cannot move the cursor."""
+"""What the commands share in writing to a terminal: sizes, progress, dim remarks, text that cannot move the cursor."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -21,6 +23,29 @@ def dim(text: str, stream: TextIO) -> str:
     """The text, dim where the stream is a terminal that may be coloured."""
     styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return f"\x1b[2m{text}\x1b[0m" if styled else text
+
+
+def progress(text: str) -> None:
+    """A dim line on standard error, if that is a terminal, which the next one replaces; "" takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{dim(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Within, what is typed does not show; the next prompt has it."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def remark(text: str) -> None:

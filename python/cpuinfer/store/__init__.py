@@ -13,11 +13,14 @@ from cpuinfer.store.cache import cache_folder
 from cpuinfer.store.hub import HubSpec
 from cpuinfer.store.listing import StoredModel
 
+PATH_STARTS = ("./", "../", "/", "~")
+
 __all__ = [
     "BUILTIN",
     "DEFAULT",
     "StoredModel",
     "cache_folder",
+    "is_local",
     "is_spec",
     "list_models",
     "pull",
@@ -42,12 +45,19 @@ def pull(spec: str, *, progress: bool) -> Path:
 
 def is_spec(text: str) -> bool:
     """Whether a command-line word is a model rather than a prompt: it names a model here, or could only be one."""
-    if text in BUILTIN or text.startswith("hf:") or text.endswith(".gguf"):
+    if text in BUILTIN or text.startswith("hf:"):
+        return True
+    like_a_path = text.endswith((".gguf", ".safetensors")) or text.startswith(PATH_STARTS)
+    if like_a_path and not any(character.isspace() for character in text):
         return True
     with _unusable_path_is_absent():
-        path = Path(text).expanduser()
-        return bool(text) and (path.is_file() or (path / "config.json").is_file())
+        return bool(text) and Path(text).expanduser().exists()
     return False
+
+
+def is_local(spec: str) -> bool:
+    """Whether a spec names a file or folder of this machine.  Raises ModelNotFound if it names nothing at all."""
+    return isinstance(_parse(spec), Path)
 
 
 def list_models() -> list[StoredModel]:
@@ -57,7 +67,10 @@ def list_models() -> list[StoredModel]:
 
 def remove(spec: str) -> list[Path]:
     """Delete a fetched model; returns the deleted files. Files outside the caches are never touched."""
-    parsed = _parse(spec)
+    try:
+        parsed = _parse(spec)
+    except ModelNotFound:
+        raise ModelNotFound(f"{spec}: not a model fetched before, `cpuinfer list` prints those") from None
     if isinstance(parsed, Path):
         raise InvalidRequest(f"{spec}: a file of your own, not one cpuinfer fetched: delete it yourself")
     return builtin.remove(parsed) if isinstance(parsed, BuiltIn) else hub.remove(parsed)
@@ -82,7 +95,7 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
         path = Path(spec).expanduser()
         if spec and path.exists():
             return path
-    if spec.endswith(".gguf") or spec.startswith(("./", "../", "/", "~")):
+    if spec.endswith((".gguf", ".safetensors")) or spec.startswith(PATH_STARTS):
         raise ModelNotFound(f"{spec}: no such file")
     raise ModelNotFound(
         f"{spec!r} is not a model: expected the path of a .gguf file or of a model's folder, "
