@@ -28,6 +28,7 @@ SETTINGS: Options = {
     "num_key_value_heads": KV_HEADS,
     "head_dim": HEAD_DIM,
     "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
     "num_local_experts": EXPERTS,

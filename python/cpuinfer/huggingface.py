@@ -15,7 +15,7 @@ from cpuinfer.chat import ChatTemplate
 from cpuinfer.config import Config, Rope
 from cpuinfer.errors import CheckpointError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows, Rows
-from cpuinfer.models import Architecture, Json
+from cpuinfer.models import Architecture, Json, RopeKeys
 from cpuinfer.naming import arrange
 from cpuinfer.published import Reader, reader
 from cpuinfer.safetensors_folder import DTYPES, INDEX, SINGLE, SafetensorsFolder
@@ -160,27 +160,39 @@ def _option(settings: Json, where: str | Callable[[Json], object] | None, defaul
 
 
 def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
-    """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones."""
-    parameters = _object(settings, "rope_parameters")
-    if "full_attention" in parameters:
-        parameters = _object(parameters, "full_attention")
-    scaling = {**_object(settings, "rope_scaling"), **parameters}
-    share = scaling.get("partial_rotary_factor")
-    share = settings.get("partial_rotary_factor", settings.get("rotary_pct")) if share is None else share
-    share = 1.0 if share is None else share
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UnsupportedModel(f"{CONFIG}: {share!r} of a head is rotated, expected a number above 0 up to 1")
-    dims = settings.get("rotary_dim") or int(head_dim * share)
-    base = scaling.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000.0)))
-    if not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
-        raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
+    """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones.
+
+    A `rope_scaling` beside it was added by hand, as model cards tell to, and is what counts.
+    """
+    keys = architecture.hf_rope_keys
+    scaling, parameters = _object(settings, "rope_scaling"), _object(settings, "rope_parameters")
+    scaling = {**_object(parameters, "full_attention"), **scaling} if "full_attention" in parameters else scaling
+    scaling = scaling or parameters
+    base = scaling.get("rope_theta", settings.get(keys.base_key, keys.base))
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base <= 1e12:
-        raise UnsupportedModel(f"{CONFIG}: rope_theta is {base!r}, expected a number above 1")
-    original = settings.get("original_max_position_embeddings")
-    if original is not None:
-        scaling = {"original_max_position_embeddings": original, **scaling}
+        raise UnsupportedModel(f"{CONFIG}: {keys.base_key} is {base!r}, expected a number above 1")
+    dims = _rotated(settings, scaling, keys, head_dim)
     plain = Rope(dims, float(base), architecture.hf_rope)
+    original = settings.get("original_max_position_embeddings")  # of the whole model, where the file names two
+    scaling = scaling if original is None else {**scaling, "original_max_position_embeddings": original}
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
+
+
+def _rotated(settings: Json, scaling: Json, keys: RopeKeys, head_dim: int) -> int:
+    """Rotated dimensions of a head."""
+    newer = "partial_rotary_factor"
+    key = newer if newer in scaling or keys.share_key is None else keys.share_key
+    share = scaling.get(key, settings.get(key))
+    share = keys.share if share is None else share
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, expected a number above 0 up to 1")
+    if keys.share_key is None and share != keys.share:
+        raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, but the architecture rotates whole heads")
+    dims = int(head_dim * share) if keys.dims_key is None else settings.get(keys.dims_key, keys.dims)
+    dims = head_dim if dims is None else dims
+    if isinstance(dims, bool) or not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
+        raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
+    return dims
 
 
 def _object(settings: Json, key: str) -> Json:

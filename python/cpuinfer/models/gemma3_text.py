@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Json, Option, gemma2, llama
+from cpuinfer.models import Json, Option, RopeKeys, gemma2, llama
 from cpuinfer.ops import Value
 
 
@@ -24,6 +24,7 @@ def local_base(settings: Json) -> object:
 
 
 GGUF_ROPE = "halves"
+HF_ROPE_KEYS = RopeKeys(base=1e6)
 GGUF_NAMES = {
     **gemma2.GGUF_NAMES,
     "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
