@@ -22,6 +22,12 @@ REFUSED: dict[str, tuple[str, Options, str]] = {
         {"use_bidirectional_attention": True},
         "use_bidirectional_attention is True",
     ),
+    "attention both ways, by its other name": ("qwen2", {"is_causal": False}, "is_causal is False"),
+    "a cap on gemma3's scores, which nobody applies": (
+        "gemma3_text",
+        {"attn_logit_softcapping": 50.0},
+        r"score_cap is 50\.0",
+    ),
     "scaled near rope": (
         "gemma3_text",
         {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
@@ -56,6 +62,40 @@ def build(model_type: str, settings: Options) -> None:
 def test_mistral_has_its_first_version_s_window_unless_told_otherwise(settings: Options, window: int) -> None:
     config = read_config({**SETTINGS, **settings, "model_type": "mistral"})
     assert config.integer("sliding_window") == window
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "option", "meant"),
+    [
+        ("qwen2", {"use_sliding_window": True}, "sliding_window", 4096),
+        ("qwen3", {"use_sliding_window": True}, "sliding_window", 4096),
+        ("qwen3", {"use_sliding_window": False, "sliding_window": 8}, "sliding_window", 0),
+        ("gemma2", {}, "score_width", 256),
+        ("gemma3_text", {}, "score_width", 256),
+        ("falcon", {"parallel_attn": None}, "parallel", False),
+        ("falcon", {}, "parallel", True),
+        ("gpt_neo", {"num_layers": 24, "attention_types": None}, "layer_kinds", ["global", "local"] * 12),
+        (
+            "gpt_neo",
+            {"attention_layers": ["local"], "attention_types": [[["global"], 1]]},
+            "layer_kinds",
+            ["local"],
+        ),
+    ],
+)
+def test_what_is_left_out_means_what_transformers_takes_it_for(
+    model_type: str, settings: Options, option: str, meant: object
+) -> None:
+    older = {"num_layers": 4, "num_heads": 4, "layer_norm_epsilon": 1e-5}
+    config = read_config({**SETTINGS, **older, **settings, "model_type": model_type})
+    assert config.options[option] == meant
+
+
+@pytest.mark.parametrize("types", [[["global"]], 3, [[3, 4]], [["global", "local"]]])
+def test_kinds_of_layers_that_cannot_be_are_refused(types: object) -> None:
+    settings = {**SETTINGS, "num_layers": 4, "num_heads": 4, "layer_norm_epsilon": 1e-5, "model_type": "gpt_neo"}
+    with pytest.raises(UnsupportedModel, match="attention_types is"):
+        read_config({**settings, "attention_types": types})
 
 
 def test_gemma_2_has_its_caps_unless_told_otherwise() -> None:

@@ -120,6 +120,8 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
             raise UnsupportedModel(f"{CONFIG}: {named} is {value!r}, expected an integer from 1 on")
         return value
 
+    if settings.get("is_causal") is False:
+        raise UnsupportedModel(f"{CONFIG}: is_causal is False: attention both ways is not supported")
     hidden, heads = size("hidden"), size("heads")
     kv_heads = size("kv_heads", heads)
     if heads % kv_heads:

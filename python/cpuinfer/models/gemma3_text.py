@@ -46,7 +46,7 @@ LARGEST = 62
 
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
-    c.expect(local_scaling="default", use_bidirectional_attention=False)
+    c.expect(local_scaling="default", use_bidirectional_attention=False, score_cap=0.0)
     x = g.embed("model.embed_tokens", scale=c.hidden**0.5)
     width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
     every = c.integer("every")
