@@ -92,6 +92,12 @@ def test_an_own_head_is_read(arrays: Arrays, folder: Path) -> None:
     np.testing.assert_allclose(reference_logits(own, "none"), 2 * reference_logits(folder, "none"), rtol=1e-12)
 
 
+def test_a_head_that_differs_from_the_table_it_is_said_to_be_is_read(arrays: Arrays, folder: Path) -> None:
+    head = {**arrays, "lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}
+    said = write_folder(folder.parent / "said", head, tie_word_embeddings=True)
+    np.testing.assert_allclose(reference_logits(said, "none"), 2 * reference_logits(folder, "none"), rtol=1e-12)
+
+
 def test_a_tensor_without_a_place_is_refused_by_its_name(arrays: Arrays, tmp_path: Path) -> None:
     path = write_folder(tmp_path, {**arrays, "model.layers.0.self_attn.sinks.weight": np.ones(4, np.float32)})
     with pytest.raises(UnsupportedModel, match=r"model\.layers\.0\.self_attn\.sinks\.weight is not part of"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ MOST_SIZE = 1 << 20
 MOST_CONFIG = 10 << 20
 """Bytes of config.json."""
 DEFAULT_QUANTIZE = "int4"
+COMPARED_ROWS = 1024
 _LAYOUTS: Mapping[str, Literal["f32", "f16", "bf16"]] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _KEYS: Mapping[str, str | Callable[[Json], object]] = {
     "hidden": "hidden_size",
@@ -48,7 +50,7 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_source(path: Path, *, context: int | None = None, quantize: str | None = None) -> Source:
-    """Open a folder.  Reads no weights.
+    """Open a folder.  Reads no weights but a head said to be the embedding table, to see whether it is.
 
     `context`: positions it is opened for, which some rope scalings depend on; None: those the configuration names.
     `quantize`: what float weights of matrices become: int4 (None), int8, nf4, or none to stay as they are.
@@ -64,10 +66,13 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     if published is not None and quantize is not None:
         raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out --quantize")
     stored = _stored(tensors, published)
-    if config.tied and "lm_head" in stored and "lm_head" in architecture.hf_names:
-        del stored["lm_head"]  # a copy of the embedding table, which some folders keep
     ours = arrange(stored, architecture.hf_names, config)
     _check(ours, config)
+    if config.tied and "lm_head" in ours:
+        if _equal(ours["lm_head"], ours.get("model.embed_tokens")):
+            del ours["lm_head"]  # a copy, which some folders keep
+        else:
+            config = replace(config, tied=False)  # trained apart, and the flag forgotten
     if published is None and quantize != "none":
         ours = {name: _rounded(name, weight, quantize or DEFAULT_QUANTIZE) for name, weight in ours.items()}
     return Source(
@@ -92,6 +97,19 @@ def _check(ours: Mapping[str, Weight], config: Config) -> None:
         raise UnsupportedModel(
             f"{table.name}: {table.shape[0]} rows, expected the vocabulary of {config.vocabulary} that {CONFIG} names"
         )
+
+
+def _equal(head: Weight, table: Weight | None) -> bool:
+    """Whether the file has the same numbers twice."""
+    if table is None or (head.shape, head.encoding) != (table.shape, table.encoding):
+        return False
+
+    def same(begin: int) -> bool:
+        end = min(begin + COMPARED_ROWS, head.shape[0])
+        rows, others = (weight.rows(begin, end).to_float(np.float32) for weight in (head, table))
+        return np.array_equal(rows, others)
+
+    return all(same(begin) for begin in range(0, head.shape[0], COMPARED_ROWS))
 
 
 def _rounded(name: str, weight: Weight, how: str) -> Weight:
