@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+import tiny_gguf
 from cpuinfer import LLM, SamplingParams, loader, weights
 from cpuinfer.describe import describe
 from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
@@ -78,6 +79,30 @@ def test_a_folder_generates_and_chats(folder: Path) -> None:
         assert len(llm.generate("the wor", params).token_ids) <= 5
         prompt = llm.chat([{"role": "user", "content": "hello"}], params).prompt_token_ids
         assert llm.tokenizer.decode(prompt).count("hello") == 1
+
+
+NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | length }} tools"}]
+
+
+@pytest.mark.parametrize("stored", ["tokenizer_config.json", "files", "GGUF"])
+def test_of_several_templates_tools_take_the_one_made_for_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    path = folder
+    if stored == "GGUF":
+        monkeypatch.setattr(tiny_gguf, "CHAT_TEMPLATE", NAMED)
+        path = write_tiny_llama(tmp_path / "named.gguf")
+    elif stored == "files":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "chat_template.jinja").write_text("plain")
+        (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ tools | length }} tools")
+    else:
+        (folder / stored).write_text(json.dumps({"chat_template": NAMED}))
+    source = loader.open_model(path).source
+    assert source.chat_template is not None
+    template = source.chat_template(source.tokenizer())
+    user = [{"role": "user", "content": "hello"}]
+    assert (template.render(user), template.render(user, tools=[{}])) == ("plain", "1 tools")
 
 
 def test_a_copy_of_the_embedding_table_as_head_is_left_out(arrays: Arrays, folder: Path) -> None:

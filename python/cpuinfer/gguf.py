@@ -27,7 +27,7 @@ MOST_SIZE = 1 << 20
 ROPE_FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_TENSORS = (ROPE_FACTORS, LONG, SHORT)
 """Divisors of the rotary frequencies, one a pair: how converters write Llama 3's scaling, and LongRoPE's two sets."""
-TEMPLATE = "tokenizer.chat_template"
+TEMPLATE, TOOL_USE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
 
 
 def open_source(path: Path, *, context: int | None = None) -> Source:
@@ -66,7 +66,8 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
 
     source = checkpoint.require(TEMPLATE, str)
     bos, eos = text("bos_token_id"), text("eos_token_id")
-    return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(checkpoint.path))
+    tool_use = checkpoint.require(TOOL_USE, str) if TOOL_USE in checkpoint.metadata else None
+    return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(checkpoint.path), tool_use=tool_use)
 
 
 def find_architecture(checkpoint: Checkpoint) -> Architecture:

@@ -296,13 +296,13 @@ def _tokenizer_name(path: Path) -> str:
 
 
 def _template(path: Path) -> Callable[[Tokenizer], ChatTemplate] | None:
-    source = chat_template(path)
+    source, tool_use = chat_template(path), chat_template(path, "tool_use")
     if source is None:
         return None
 
     def compiled(tokenizer: Tokenizer) -> ChatTemplate:
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
-        return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(path))
+        return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(path), tool_use=tool_use)
 
     return compiled

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64 << 20
 """Of any of these files; the largest vocabularies in use take half of it."""
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def from_folder(path: Path) -> Tokenizer:
@@ -40,14 +40,17 @@ def from_folder(path: Path) -> Tokenizer:
     )
 
 
-def chat_template(path: Path) -> str | None:
-    """The folder's chat template: a file of its own, or the default one of tokenizer_config.json; None without."""
-    if (path / TEMPLATE).is_file():
-        return _read(path / TEMPLATE).decode("utf-8", errors="replace")
+def chat_template(path: Path, name: str = "default") -> str | None:
+    """The folder's chat template of a name: a file of its own, or in tokenizer_config.json; None without."""
+    own = path / (TEMPLATE if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja")
+    if own.is_file():
+        return _read(own).decode("utf-8", errors="replace")
     template = _settings(path, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        template = named.get(name)
+    elif name != "default":
+        return None
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template is not a text")
     return template
