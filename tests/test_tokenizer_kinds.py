@@ -165,6 +165,54 @@ def test_a_tokenizer_json_gives_its_own_ids_with_bos_once(tmp_path: Path) -> Non
     assert ours.encode("<tool>", add_bos=False, parse_special=False) == [reference.token_to_id("<tool>")]
 
 
+NEW = {"content": "<|im_end|>", "special": True}
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "added_tokens.json"])
+def test_tokens_that_tokenizer_json_lacks_are_added_under_their_ids(tmp_path: Path, file: str) -> None:
+    size = byte_level(tmp_path).get_vocab_size()
+    said = {"added_tokens_decoder": {str(size): NEW}} if file == "tokenizer_config.json" else {"<|im_end|>": size}
+    (tmp_path / file).write_text(json.dumps(said))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("a<|im_end|>b", add_bos=False) == [
+        *ours.encode("a", add_bos=False),
+        size,
+        *ours.encode("b", add_bos=False),
+    ]
+    assert (size in ours.eos_ids) == (file == "tokenizer_config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size}))
+    assert Tokenizer.from_folder(tmp_path).vocabulary == size  # the model has no row for it
+
+
+def test_a_token_named_under_an_id_that_is_not_the_next_one_is_not_added(tmp_path: Path) -> None:
+    size = byte_level(tmp_path).get_vocab_size()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {str(size + 5): NEW}}))
+    assert Tokenizer.from_folder(tmp_path).vocabulary == size
+
+
+@pytest.mark.parametrize(("settings", "bos"), [({}, 0), ({"bos_token": None}, 0), ({"bos_token": "</s>"}, 1)])
+def test_bos_is_what_the_tokenizer_puts_before_a_text_where_its_settings_name_none(
+    tmp_path: Path, settings: dict[str, object], bos: int
+) -> None:
+    reference = byte_level(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.bos_id == bos
+    assert ours.encode("sky")[0] == (0 if bos == 0 else reference.encode("sky").ids[1])
+
+
+@pytest.mark.parametrize(("settings", "bos"), [({}, 1), ({"bos_token": None}, None), ({"bos_token": "<s>"}, 0)])
+def test_a_tokenizer_that_says_it_has_no_bos_has_none_whatever_the_model_names(
+    tmp_path: Path, settings: dict[str, object], bos: int | None
+) -> None:
+    made = byte_level(tmp_path)
+    made.post_processor = tokenizers.processors.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 1}')
+    assert Tokenizer.from_folder(tmp_path).bos_id == bos
+
+
 def test_vocab_json_and_merges_give_the_ids_of_tokenizer_json(tmp_path: Path) -> None:
     reference = byte_level(tmp_path)
     model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]

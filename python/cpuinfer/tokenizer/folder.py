@@ -18,7 +18,7 @@ from cpuinfer.tokenizer.splits import SPLITS
 from cpuinfer.tokenizer.wordpiece import WordPiece
 
 if TYPE_CHECKING:
-    pass
+    from tokenizers import Tokenizer as FastTokenizer
 
 MOST_BYTES = 64 << 20
 """Of any of these files; the largest vocabularies in use take half of it."""
@@ -78,6 +78,7 @@ class JsonTokenizer(Tokenizer):
             for fast in (self._fast, self._plain):
                 fast.no_padding()
                 fast.no_truncation()
+                _add_missing(fast, path)
             vocabulary = self._fast.get_vocab(with_added_tokens=True)
             added = self._fast.get_added_tokens_decoder()
             first = self._fast.encode("", add_special_tokens=True).ids[:1]
@@ -112,6 +113,17 @@ class JsonTokenizer(Tokenizer):
         return token.replace(SPACE, " ").encode()
 
 
+def _add_missing(fast: FastTokenizer, path: Path) -> None:
+    """Add what tokenizer_config.json and added_tokens.json name, tokenizer.json lacks and the model has a row for."""
+    from tokenizers import AddedToken
+
+    rows = _settings(path, "config.json").get("vocab_size")
+    for i, (text, kind) in sorted(_added_tokens(path).items()):
+        free = i == fast.get_vocab_size(with_added_tokens=True) and _is_id(i, rows if isinstance(rows, int) else i + 1)
+        if free and fast.token_to_id(text) is None:
+            fast.add_tokens([AddedToken(text, special=kind == CONTROL, normalized=False)])
+
+
 def _by_id(vocabulary: Mapping[str, int], where: Path) -> list[str]:
     size = max(vocabulary.values()) + 1
     if size > 4 * len(vocabulary) + 1024:
@@ -140,7 +152,10 @@ def _special(
         found = _settings(path, source).get("eos_token_id")
         ends += [i for i in (found if isinstance(found, list) else [found]) if _is_id(i, len(tokens))]
         start = _settings(path, source).get("bos_token_id")
-        bos_id = start if bos_id is None and _is_id(start, len(tokens)) else bos_id
+        if "bos_token" not in settings and bos_id is None and _is_id(start, len(tokens)):
+            bos_id = start
+    if bos_id is None and set(first) & control - set(ends):  # it has one, whatever the other files say
+        bos_id = first[0]
     add_bos = settings.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = list(first) == [bos_id]
