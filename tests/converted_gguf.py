@@ -109,7 +109,7 @@ def write(path: Path, case: Case, folder: Mapping[str, Array], config: Config) -
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in case.metadata.items():
         add[type(value)](f"{writer.arch}.{key}", value)
     names = gguf.get_tensor_name_map(arch, LAYERS)
