@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
@@ -58,6 +59,22 @@ def build(model_type: str, settings: Options) -> None:
     models.find(model_type).build(Graph({name: weight.shape for name, weight in weights.items()}), config)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [
+        ("gpt2", ("wte", "transformer.wte")),
+        ("opt", ("decoder.embed_tokens", "model.decoder.embed_tokens")),
+        ("llama", ("model.layers.1.mlp.up_proj", "model.layers.01.mlp.up_proj")),
+        ("mixtral", ("model.layers.0.block_sparse_moe.experts.1.w1", "model.layers.0.block_sparse_moe.experts.01.w1")),
+    ],
+)
+def test_two_tensors_for_one_weight_are_refused_by_name(model_type: str, names: tuple[str, str]) -> None:
+    config = read_config({**SETTINGS, "model_type": "llama"})
+    stored = {name: exact(f"{name}.weight", np.zeros((2, 2))) for name in names}
+    with pytest.raises(UnsupportedModel, match=rf"tensors {names[0]}\.weight and {names[1]}\.weight are the same"):
+        arrange(stored, models.find(model_type).hf_names, config)
+
+
 @pytest.mark.parametrize(("settings", "window"), [({}, 4096), ({"sliding_window": None}, 0)])
 def test_mistral_has_its_first_version_s_window_unless_told_otherwise(settings: Options, window: int) -> None:
     config = read_config({**SETTINGS, **settings, "model_type": "mistral"})
@@ -89,6 +106,15 @@ def test_what_is_left_out_means_what_transformers_takes_it_for(
     older = {"num_layers": 4, "num_heads": 4, "layer_norm_epsilon": 1e-5}
     config = read_config({**SETTINGS, **older, **settings, "model_type": model_type})
     assert config.options[option] == meant
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_head": 4, "n_layer": 3}, {"num_attention_heads": 4, "n_layer": 3}, {"num_hidden_layers": 3}]
+)
+def test_the_sizes_of_bloom_go_by_two_names(sizes: Options) -> None:
+    named = {"hidden_size": 64, "vocab_size": 96, "layer_norm_epsilon": 1e-5, "model_type": "bloom"}
+    config = read_config({**named, "num_attention_heads": 4, **sizes})
+    assert (config.heads, config.layers) == (4, 3)
 
 
 @pytest.mark.parametrize("types", [[["global"]], 3, [[3, 4]], [["global", "local"]]])
