@@ -123,6 +123,19 @@ def test_a_head_that_differs_from_the_table_it_is_said_to_be_is_read(arrays: Arr
     np.testing.assert_allclose(reference_logits(said, "none"), 2 * reference_logits(folder, "none"), rtol=1e-12)
 
 
+def test_an_adapter_beside_the_weights_is_not_left_out_unsaid(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedModel, match="an adapter beside the weights"):
+        loader.open_model(folder)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_a_number_in_a_vector_s_place_is_refused_by_name(arrays: Arrays, tmp_path: Path, quantize: str) -> None:
+    path = write_folder(tmp_path, {**arrays, "model.norm.weight": np.array(1, np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"model\.norm: 0 dimensions, expected 1"):
+        loader.open_model(path, quantize=quantize)
+
+
 def test_a_tensor_without_a_place_is_refused_by_its_name(arrays: Arrays, tmp_path: Path) -> None:
     path = write_folder(tmp_path, {**arrays, "model.layers.0.self_attn.sinks.weight": np.ones(4, np.float32)})
     with pytest.raises(UnsupportedModel, match=r"model\.layers\.0\.self_attn\.sinks\.weight is not part of"):

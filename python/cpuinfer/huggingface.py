@@ -24,6 +24,8 @@ from cpuinfer.tokenizer import Tokenizer, chat_template
 from cpuinfer.weights import Source, Weight
 
 CONFIG = "config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""What PEFT adds to a model, and transformers takes along."""
 MOST_SIZE = 1 << 20
 """No size in a real model's configuration comes near this; beyond it a file is damaged or hostile."""
 MOST_CONFIG = 10 << 20
@@ -56,6 +58,8 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     `quantize`: what float weights of matrices become: int4 (None), int8, nf4, or none to stay as they are.
     Raises CheckpointError, UnsupportedModel or UnsupportedFormat.
     """
+    if any((path / name).is_file() for name in ADAPTERS):
+        raise UnsupportedModel(f"{path}: an adapter beside the weights: merge it into them, or take it away")
     settings = read_json(path / CONFIG)
     settings = _inner(settings)
     architecture = models.find(_text(settings, "model_type", path))
