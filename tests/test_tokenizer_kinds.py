@@ -21,6 +21,7 @@ from cpuinfer.checkpoint import open_checkpoint
 from cpuinfer.errors import CheckpointError, CpuInferError, UnsupportedModel
 from cpuinfer.streaming import Detokenizer
 from cpuinfer.tokenizer import Tokenizer, TokenizerWarning, chat_template
+from cpuinfer.tokenizer.base import byte_alphabet
 
 WORDS = [
     "the",
@@ -224,6 +225,40 @@ def test_vocab_json_and_merges_give_the_ids_of_tokenizer_json(tmp_path: Path) ->
     ours = Tokenizer.from_folder(plain)
     for text in texts(200):
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}), ("config.json", {"model_type": "qwen3"})],
+)
+def test_vocab_json_and_merges_of_qwen_are_cut_as_qwen_does(
+    tmp_path: Path, file: str, content: dict[str, object]
+) -> None:
+    letters = sorted(byte_alphabet())
+    merges = ["1 2", "\u0120 1", "\u0120 \u0120"]
+    tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(merges))
+    plain = Tokenizer.from_folder(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    qwen = Tokenizer.from_folder(tmp_path)
+    cut = {text: [tokens[i] for i in qwen.encode(text)] for text in ("12", " 1", "e\u0301")}
+    assert cut == {"12": ["1", "2"], " 1": ["\u0120", "1"], "e\u0301": ["\u00c3", "\u00a9"]}
+    assert [tokens[i] for i in plain.encode("12")] == ["12"]
+
+
+def test_vocab_json_and_merges_have_the_tokens_added_to_them(tmp_path: Path) -> None:
+    letters = sorted(byte_alphabet())
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"256": NEW}}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 257}))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("a<|im_end|><tool>") == [letters.index("a"), 256, 257]
+    assert (ours.control_ids, ours.eos_ids) == ({256}, {256})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 7}))
+    with pytest.raises(CheckpointError, match=r"vocab\.json: id 7 is that of '<tool>' too"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_a_vocab_txt_gives_the_ids_of_wordpiece(tmp_path: Path) -> None:

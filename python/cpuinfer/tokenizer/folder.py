@@ -225,7 +225,7 @@ def _added_tokens(path: Path) -> dict[int, tuple[str, int]]:
 
 
 def _vocabulary_and_merges(path: Path) -> Tokenizer:
-    """GPT-2's two files; its pre-tokenizer is taken."""
+    """GPT-2's two files; they do not say how words are cut: as GPT-2 does, or as Qwen 2 in its models and Qwen 3's."""
     where = path / "vocab.json"
     vocabulary = _settings(path, "vocab.json")
     if not vocabulary or not all(_is_id(i, 1 << 24) for i in vocabulary.values()):
@@ -238,10 +238,17 @@ def _vocabulary_and_merges(path: Path) -> Tokenizer:
 
     if any(len(merge) != 2 for merge in merges):
         refuse("a merge that is not of two tokens")
-    tokens = _by_id(vocabulary, where)
-    control = frozenset(i for i, token in enumerate(tokens) if token.startswith("<|") and token.endswith("|>"))
-    bpe = build_bpe(vocabulary, merges, SPLITS["gpt-2"], refuse)  # type: ignore[arg-type]
-    return ByteLevel(tokens, _special(path, tokens, control, frozenset(), []), bpe)
+    added = {i: entry for i, entry in _added_tokens(path).items() if entry[0] not in vocabulary}
+    if clash := added.keys() & set(vocabulary.values()):
+        raise CheckpointError(f"{where}: id {min(clash)} is that of {added[min(clash)][0]!r} too")
+    tokens = _by_id({**vocabulary, **{text: i for i, (text, _) in added.items()}}, where)
+    named = {i for i, token in enumerate(tokens) if token.startswith("<|") and token.endswith("|>")}
+    control = frozenset(named | {i for i, (_, kind) in added.items() if kind == CONTROL})
+    said = ("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")
+    kinds = [str(_settings(path, name).get(key)).lower() for name, key in said]
+    split = SPLITS["qwen2" if any(kind.startswith(("qwen2", "qwen3")) for kind in kinds) else "gpt-2"]
+    bpe = build_bpe(vocabulary, merges, split, refuse)  # type: ignore[arg-type]
+    return ByteLevel(tokens, _special(path, tokens, control, frozenset(added) - control, []), bpe)
 
 
 def _vocabulary(path: Path) -> Tokenizer:
