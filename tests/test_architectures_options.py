@@ -13,9 +13,12 @@ from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.naming import arrange
 
+LOCAL, FULL = "sliding_attention", "full_attention"
 REFUSED: dict[str, tuple[str, Options, str]] = {
     "window in llama": ("llama", {"sliding_window": 8}, "sliding_window is 8"),
     "window in smollm3": ("smollm3", {"use_sliding_window": True}, "use_sliding_window is True"),
+    "windows of smollm3's layers": ("smollm3", {"layer_types": [LOCAL, FULL, FULL, FULL]}, "layer_types is"),
+    "windows of qwen2_moe's layers": ("qwen2_moe", {"layer_types": [LOCAL, FULL, FULL, FULL]}, "layer_types is"),
     "dense layers among sparse": ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers is \[1\]"),
     "every second layer sparse": ("qwen2_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
     "attention both ways": (

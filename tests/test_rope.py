@@ -143,6 +143,15 @@ def test_a_configuration_that_says_nothing_of_its_rope_means_its_architecture_s(
     assert found == Rope(dims, meant["rope_theta"], find(model_type).hf_rope)
 
 
+def test_phi3_was_trained_for_4096_positions_unless_it_says_otherwise() -> None:
+    scaling = {key: value for key, value in LONG.items() if key != "original_max_position_embeddings"}
+    said = settings(max_position_embeddings=131072, rope_scaling={"type": "longrope", **scaling})
+    short, far = (read_config(said, find("phi3"), context=length).rope for length in (4096, 4097))
+    assert short is not None
+    assert far is not None
+    assert (list(short.factors), list(far.factors)) == (LONG["short_factor"], LONG["long_factor"])
+
+
 TWICE: dict[str, dict[str, Any]] = {
     "scaling added to a newer configuration": {
         "rope_parameters": {"rope_type": "default", "rope_theta": BASE},

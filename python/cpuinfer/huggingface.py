@@ -197,7 +197,9 @@ def _read_rope(settings: Json, architecture: Architecture, head_dim: int, traine
         raise UnsupportedModel(f"{CONFIG}: {keys.base_key} is {base!r}, expected a number above 1")
     dims = _rotated(settings, scaling, keys, head_dim)
     plain = Rope(dims, float(base), architecture.hf_rope)
-    original = settings.get("original_max_position_embeddings")  # of the whole model, where the file names two
+    original = settings.get(
+        "original_max_position_embeddings", keys.original
+    )  # of the whole model, where the file names two
     scaling = scaling if original is None else {**scaling, "original_max_position_embeddings": original}
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
 

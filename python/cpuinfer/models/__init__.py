@@ -71,6 +71,8 @@ class RopeKeys:
     dims_key: str | None = None
     """Of the number of rotated dimensions, where the file gives that and not a share."""
     dims: int = 0
+    original: int | None = None
+    """Positions trained for before scaling; None: those the scaling names."""
 
 
 @dataclass(frozen=True, slots=True)
