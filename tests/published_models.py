@@ -38,18 +38,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 Tensors = dict[str, npt.NDArray[Any]]
 
 
-def linears() -> dict[str, tuple[int, int]]:
-    """Shapes of the packed weights, by the names of Llama."""
+def linears(experts: int = 0) -> dict[str, tuple[int, int]]:
+    """Shapes of the packed weights, by the names of Llama, or with experts of Mixtral."""
     narrow = HIDDEN // HEADS * KV_HEADS
     shapes = {
         "self_attn.q_proj": (HIDDEN, HIDDEN),
         "self_attn.k_proj": (narrow, HIDDEN),
         "self_attn.v_proj": (narrow, HIDDEN),
         "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (FEED_FORWARD, HIDDEN),
-        "mlp.up_proj": (FEED_FORWARD, HIDDEN),
-        "mlp.down_proj": (HIDDEN, FEED_FORWARD),
     }
+    inner = [(FEED_FORWARD, HIDDEN), (FEED_FORWARD, HIDDEN), (HIDDEN, FEED_FORWARD)]
+    if not experts:
+        shapes |= zip(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), inner, strict=True)
+    for expert in range(experts):
+        names = (f"block_sparse_moe.experts.{expert}.{name}" for name in ("w1", "w3", "w2"))
+        shapes |= zip(names, inner, strict=True)
     return {f"model.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
 
 
@@ -58,7 +61,8 @@ def packed(method: str, prefix: str, shape: tuple[int, int], rng: np.random.Gene
     n, k = shape
     codes, zeros = rng.integers(0, 16, shape), rng.integers(6, 10, (n, k // GROUP))
     scales = (rng.uniform(0.5, 1.5, zeros.shape) / 4.6 / np.sqrt(k)).astype(np.float16)
-    order = np.random.default_rng(k).permutation(k)  # the same for weights that share an input
+    expert = int(prefix.split(".")[-2]) if ".experts." in prefix else 0
+    order = np.random.default_rng([k, expert]).permutation(k)  # the same for weights that share an input
     match method:
         case "gptq" | "auto-round":
             return files.gptq(prefix, codes, scales, zeros, 4)
@@ -75,8 +79,8 @@ def packed(method: str, prefix: str, shape: tuple[int, int], rng: np.random.Gene
     raise AssertionError(method)
 
 
-def write_published_llama(folder: Path, method: str) -> None:
-    """Write the folder; embeddings, norms and the head are F16."""
+def write_published_llama(folder: Path, method: str, experts: int = 0) -> None:
+    """Write the folder, with experts a Mixtral that uses them all; embeddings, norms, routers and the head are F16."""
     rng = np.random.default_rng(9)
     size = len(vocabulary())
     tensors: Tensors = {
@@ -87,8 +91,13 @@ def write_published_llama(folder: Path, method: str) -> None:
     for i in range(LAYERS):
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{i}.{name}.weight"] = (1 + 0.1 * rng.normal(size=HIDDEN)).astype(np.float16)
-    for prefix, shape in linears().items():
+        if experts:
+            gate = rng.normal(size=(experts, HIDDEN)) / np.sqrt(HIDDEN)
+            tensors[f"model.layers.{i}.block_sparse_moe.gate.weight"] = gate.astype(np.float16)
+    for prefix, shape in linears(experts).items():
         tensors |= packed(method, prefix, shape, rng)
     save_file(tensors, folder / "model.safetensors")
     config = {**CONFIG, "vocab_size": size, "quantization_config": SETTINGS[method]}
+    if experts:
+        config |= {"model_type": "mixtral", "num_local_experts": experts, "num_experts_per_tok": experts}
     (folder / "config.json").write_text(json.dumps(config))

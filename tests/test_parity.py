@@ -4,19 +4,23 @@ whatever the instruction set, the threads, the batch and the chunks of a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cpuinfer import _core, loader
 from cpuinfer.config import Rope
+from cpuinfer.errors import UnsupportedModel
 from cpuinfer.formats.canonical import BlockLayout
 from cpuinfer.loader import Blueprint
-from cpuinfer.ops import Attention, Embed, Glu, Linears, Value
+from cpuinfer.ops import Attention, Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.reference import Reference, quantisation_step, rotate
-from published_models import write_published_llama
+from published_models import packed, write_published_llama
 from tiny_gguf import write_tiny_llama
 
 Array = npt.NDArray[np.float64]
@@ -25,6 +29,7 @@ HALF = 2.0**-11  # the same of fp16
 USABLE = [entry["name"] for entry in _core.kernel_sets() if entry["usable"]]
 ENCODINGS = ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "F16", "BF16", "F32", "MXFP4"]
 BLOCKS_OF_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ2_S", "IQ3_XXS", "IQ1_S"]
+MIXTURES = ["gptq in order of activations, experts", "nf4, experts"]  # all experts used: rounding chooses none
 PUBLISHED = ["gptq", "gptq in order of activations", "awq", "auto-round", "compressed-tensors", "nf4", "hqq"]
 
 
@@ -54,11 +59,12 @@ def tokens() -> list[int]:
     return np.random.default_rng(5).integers(0, 250, 50).tolist()
 
 
-@pytest.fixture(scope="module", params=[*ENCODINGS, *BLOCKS_OF_256, *PUBLISHED])
+@pytest.fixture(scope="module", params=[*ENCODINGS, *BLOCKS_OF_256, *PUBLISHED, *MIXTURES])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blueprint:
     folder = tmp_path_factory.mktemp("parity")
-    if request.param in PUBLISHED:
-        write_published_llama(folder, request.param)
+    method, _, mixture = request.param.partition(", experts")
+    if method in PUBLISHED:
+        write_published_llama(folder, method, experts=3 if mixture else 0)
         return loader.open_model(folder)
     path = folder / f"{request.param}.gguf"
     sizes = {"hidden": 256, "feed_forward": 256} if request.param in BLOCKS_OF_256 else {}
@@ -66,34 +72,68 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return loader.open_model(path)
 
 
-def read_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> tuple[Array, Array]:
-    """How far what a linear reads may be from x, elementwise, and from what rounding fp32 sums adds for each product.
+@dataclass(frozen=True)
+class Read:
+    """What a linear reads: the exact input, and how far the native one may be from it, elementwise."""
 
-    A norm in fp32: the sum of k squares in 16 lanes, a division, a root and two products, k / 16 + 10 roundings.
-    Quantising: half a step, taken from a largest magnitude that is off by as much.
-    """
-    k = x.shape[-1]
-    off = (k / 16 + 10) * UNIT * np.abs(x) if normed else np.zeros_like(x)
-    if blueprint.tensor(weight).is_float:
-        return off, (k + 2) * UNIT * np.abs(x)
-    step = quantisation_step(np.abs(x) + off)
-    return off + step / 2 * (1 + 4 * UNIT), (2 * k / 32 + 4) * UNIT * (np.abs(x) + step)
+    x: Array
+    off: Array
+
+    @classmethod
+    def of(cls, x: Array, normed: bool) -> Read:
+        """A norm in fp32: the sum of k squares in 16 lanes, a division, a root, two products: k / 16 + 10 roundings."""
+        return cls(x, (x.shape[-1] / 16 + 10) * UNIT * np.abs(x) if normed else np.zeros_like(x))
 
 
-def linear_bound(x: Array, blueprint: Blueprint, weight: str, normed: bool) -> Array:
+def linear_bound(read: Read, blueprint: Blueprint, weight: str, rows: slice = slice(None)) -> Array:
     """Of W x, by what it reads and the rounding of its sums.
 
+    Quantising: half a step, taken from a largest magnitude that is off by as much; groups in an order of the weight's
+    own may be anywhere in the row.
     Codes and zero point are multiplied apart from a bias: their terms may exceed the weight they add up to.
     Published scales are rounded to fp16, tables to steps of their largest number / 32512, which is that of a group.
     """
-    off, rounding = read_bound(x, blueprint, weight, normed)
+    x, k = np.abs(read.x), read.x.shape[-1]
     tensor = blueprint.tensor(weight)
-    exact = np.abs(blueprint.weight(weight))
+    exact = np.abs(blueprint.weight(weight)[rows])
     largest = exact.max(axis=1, keepdims=True)
     terms = exact + 2 * largest if tensor.has_bias or tensor.layout in get_args(BlockLayout) else exact
-    bound = off @ exact.T + rounding @ terms.T
-    if blueprint.source.kind == "safetensors" and not tensor.is_float:
-        bound += np.abs(x) @ (HALF * terms + largest / 32512).T
+    if tensor.is_float:
+        return read.off @ exact.T + ((k + 2) * UNIT * (x + read.off)) @ terms.T
+    step = quantisation_step(x + read.off)
+    if tensor.input_order is not None:
+        step = step.max(axis=-1, keepdims=True)
+    off = read.off + step / 2 * (1 + 4 * UNIT)
+    bound = off @ exact.T + ((2 * k / 32 + 4) * UNIT * (x + step)) @ terms.T
+    if blueprint.source.kind == "safetensors":
+        bound += (x + off) @ (HALF * terms + largest / 32512).T
+    return bound
+
+
+def glu_bound(read: Read, blueprint: Blueprint, gate: str, up: str, rows: slice = slice(None)) -> Read:
+    """silu(W x) * V x, and how far it may be off."""
+    z, y = (read.x @ blueprint.weight(name)[rows].T for name in (gate, up))
+    gate_off, up_off = (linear_bound(read, blueprint, name, rows) for name in (gate, up))
+    silu = z / (1 + np.exp(-z))
+    # |d silu / dz| < 1.1; exp in fp32 within 4 roundings, then a sum, a quotient and a product.
+    silu_off = 1.1 * gate_off + 8 * UNIT * (np.abs(silu) + 1.1 * gate_off)
+    return Read(silu * y, silu_off * (np.abs(y) + up_off) + np.abs(silu) * up_off + UNIT * np.abs(silu * y))
+
+
+def experts_bound(op: Experts, read: Read, blueprint: Blueprint) -> Array:
+    """Of a mixture that uses all its experts; logits off by d change a share by a factor within exp(2 d)."""
+    logits = read.x @ blueprint.weight(op.router).T
+    share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    share_off = share * np.expm1(2 * linear_bound(read, blueprint, op.router).max(axis=1, keepdims=True) + UNIT)
+    bound = np.zeros_like(read.x)
+    inner, hidden = (len(blueprint.weight(name)) // op.experts for name in (op.gate, op.down))
+    for e in range(op.experts):
+        glu = glu_bound(read, blueprint, op.gate, op.up, slice(e * inner, (e + 1) * inner))
+        rows = slice(e * hidden, (e + 1) * hidden)
+        exact = np.abs(glu.x @ blueprint.weight(op.down)[rows].T)
+        off = linear_bound(glu, blueprint, op.down, rows)
+        p, p_off = share[:, e, None], share_off[:, e, None]
+        bound += p * off + p_off * (exact + off) + (op.experts + 2) * UNIT * (p + p_off) * (exact + off)
     return bound
 
 
@@ -103,28 +143,28 @@ def op_bound(op, values: dict[Value, Array], reference: Reference, blueprint: Bl
         case Embed():
             return {op.out: 2 * UNIT * np.abs(blueprint.weight(op.table)).max()}
         case Linears():
-            x = reference._read(values[op.x], op.norm)
-            bounds = {
-                out: linear_bound(x, blueprint, name, op.norm is not None)
+            read = Read.of(reference._read(values[op.x], op.norm), op.norm is not None)
+            return {
+                out: plus(linear_bound(read, blueprint, name), read.x @ blueprint.weight(name).T, op, values)
                 for name, out in zip(op.weights, op.outs, strict=True)
             }
-            if op.residual is not None:
-                out = op.outs[0]
-                exact = x @ blueprint.weight(op.weights[0]).T
-                bounds[out] = bounds[out] + UNIT * (np.abs(exact) + np.abs(values[op.residual]) + bounds[out])
-            return bounds
         case Glu():
-            x = reference._read(values[op.x], op.norm)
-            gate, up = x @ blueprint.weight(op.gate).T, x @ blueprint.weight(op.up).T
-            gate_off = linear_bound(x, blueprint, op.gate, op.norm is not None)
-            up_off = linear_bound(x, blueprint, op.up, op.norm is not None)
-            silu = np.abs(gate / (1 + np.exp(-gate)))
-            # |d silu / dz| < 1.1; exp in fp32 within 4 roundings, then a sum, a quotient and a product.
-            silu_off = 1.1 * gate_off + 8 * UNIT * (silu + 1.1 * gate_off)
-            return {op.out: silu_off * (np.abs(up) + up_off) + silu * up_off + UNIT * silu * np.abs(up)}
+            read = Read.of(reference._read(values[op.x], op.norm), op.norm is not None)
+            return {op.out: glu_bound(read, blueprint, op.gate, op.up).off}
+        case Experts():
+            read = Read.of(reference._read(values[op.x], op.norm), op.norm is not None)
+            exact = reference.apply(replace(op, residual=None), values, [0])[op.out]
+            return {op.out: plus(experts_bound(op, read, blueprint), exact, op, values)}
         case Attention():
             return {op.out: attention_bound(op, values)}
     raise AssertionError(op)
+
+
+def plus(bound: Array, exact: Array, op: Linears | Experts, values: dict[Value, Array]) -> Array:
+    """A bound, and the rounding of adding the residual."""
+    if op.residual is None:
+        return bound
+    return bound + UNIT * (np.abs(exact) + np.abs(values[op.residual]) + bound)
 
 
 def attention_bound(op: Attention, values: dict[Value, Array]) -> Array:
@@ -145,6 +185,50 @@ def attention_bound(op: Attention, values: dict[Value, Array]) -> Array:
     largest = np.maximum.accumulate(np.abs(v), axis=0)
     bound = factor.T[:, :, None] * largest + (HALF + (n + 4) * UNIT) * largest + 2.0**-25
     return bound.reshape(n, -1)
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_weights_in_an_order_of_their_own_multiply_the_inputs_they_mean(
+    experts: int, tokens: list[int], tmp_path: Path
+) -> None:
+    write_published_llama(tmp_path, "gptq in order of activations", experts)
+    model = loader.open_model(tmp_path)
+    session = make_session(model, keep_values=True)
+    found = {model.logits: logits(session, tokens).astype(np.float64)}
+    found |= {v: session.value(v.index, len(tokens)).astype(np.float64) for v in model.graph.values if v not in found}
+    for op in model.graph.ops:
+        for name in weights_of(op):
+            mistaken = Reference(model.graph, lambda wanted, name=name: taken_as_it_comes(model, wanted, name))
+            right = error(op, Reference(model.graph, model.weight), found, tokens)
+            assert right < error(op, mistaken, found, tokens) / 5, name
+
+
+def weights_of(op: Op) -> tuple[str, ...]:
+    """Of those that mix inputs, the packed ones whose output is not turned in place."""
+    match op:
+        case Linears() if len(op.weights) == 1 and op.weights[0] != "lm_head":
+            return op.weights
+        case Glu():
+            return (op.gate, op.up)
+        case Experts():
+            return (op.gate, op.up, op.down)
+    return ()
+
+
+def taken_as_it_comes(model: Blueprint, wanted: str, mistaken: str) -> Array:
+    """A weight's values, of the mistaken one with the columns as its rows have them."""
+    values, order = model.weight(wanted), model.tensor(wanted).input_order
+    if wanted != mistaken:
+        return values
+    assert order is not None
+    orders = order.reshape(-1, 1, values.shape[1])
+    return np.take_along_axis(values.reshape(len(orders), -1, values.shape[1]), orders, axis=2).reshape(values.shape)
+
+
+def error(op: Op, oracle: Reference, found: dict[Value, Array], tokens: list[int]) -> float:
+    """Root mean square of what the op's output is off."""
+    ((out, exact),) = oracle.apply(op, found, tokens).items()
+    return float(np.sqrt(np.mean((found[out] - exact) ** 2)))
 
 
 @pytest.mark.parametrize("isa", USABLE)
@@ -257,3 +341,36 @@ def test_a_bad_step_is_refused_and_moves_nothing(model: Blueprint, feeds: Callab
     assert session.length(sequence) == 0
     session.step([(sequence, [1, 2, 3], "nothing", None)])
     assert session.length(sequence) == 3
+
+
+def rewrite(folder: Path, tensors: dict[str, npt.NDArray]) -> None:
+    """Replace tensors of a folder; None leaves one out."""
+    held = load_file(folder / "model.safetensors") | tensors
+    save_file({name: held[name] for name in held if held[name] is not None}, folder / "model.safetensors")
+
+
+def test_experts_with_different_tables_are_refused(tmp_path: Path) -> None:
+    write_published_llama(tmp_path, "nf4", experts=3)
+    name = "model.layers.1.block_sparse_moe.experts.2.w2.weight.quant_map"
+    rewrite(tmp_path, {name: np.linspace(-1, 1, 16, dtype=np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"experts\.2\.w2.* and .*experts\.0\.w2.* are stored differently"):
+        loader.open_model(tmp_path)
+
+
+def test_weights_that_share_an_input_must_take_it_in_one_order(tmp_path: Path) -> None:
+    method = "gptq in order of activations"
+    write_published_llama(tmp_path, method)
+    rewrite(tmp_path, {"model.layers.1.mlp.up_proj.g_idx": np.arange(64, dtype=np.int32)[::-1].copy() // 32})
+    with pytest.raises(
+        UnsupportedModel, match=r"layers\.1\.mlp\.gate_proj: weights that share an input take it in dif"
+    ):
+        loader.load_program(loader.open_model(tmp_path), threads=1)
+
+
+def test_a_router_in_an_order_of_its_own_is_refused(tmp_path: Path) -> None:
+    method = "gptq in order of activations"
+    write_published_llama(tmp_path, method, experts=8)
+    router = "model.layers.0.block_sparse_moe.gate"
+    rewrite(tmp_path, {f"{router}.weight": None, **packed(method, router, (8, 64), np.random.default_rng(1))})
+    with pytest.raises(UnsupportedModel, match="its columns are in another order"):
+        loader.load_program(loader.open_model(tmp_path), threads=1)

@@ -105,13 +105,16 @@ ValueId add_glu(Program& self, const std::string& name, ValueId x, const py::obj
 
 ValueId add_experts(Program& self, const std::string& name, ValueId x, const py::object& norm,
                     const MatrixList& weights, int64_t count, int64_t used, bool renormalise, const std::string& act,
-                    Residual residual) {
+                    Residual residual, const std::vector<int32_t>& input_order,
+                    const std::vector<int32_t>& inner_order) {
   Op op{OpKind::kExperts, name, {x}, {}};
   op.weights = {weights.begin(), weights.end()};
   op.norm = make_norm(norm);
   op.residual = residual.value_or(kNoValue);
   op.activation = activation_named(act);
   op.experts = {count, used, renormalise};
+  op.input_order = input_order;
+  op.inner_order = inner_order;
   return self.add(std::move(op))[0];
 }
 
@@ -217,7 +220,8 @@ void bind_runtime(py::module_& m) {
       .def("glu", &add_glu, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("gate"), py::arg("up"),
            py::kw_only(), py::arg("biases"), py::arg("act"), py::arg("input_order") = std::vector<int32_t>())
       .def("experts", &add_experts, py::arg("name"), py::arg("x"), py::arg("norm"), py::arg("weights"), py::kw_only(),
-           py::arg("count"), py::arg("used"), py::arg("renormalise"), py::arg("act"), py::arg("residual") = py::none())
+           py::arg("count"), py::arg("used"), py::arg("renormalise"), py::arg("act"), py::arg("residual") = py::none(),
+           py::arg("input_order") = std::vector<int32_t>(), py::arg("inner_order") = std::vector<int32_t>())
       .def("gated", &add_gated, py::arg("name"), py::arg("x"), py::arg("gate"), py::kw_only(),
            py::arg("residual") = py::none())
       .def("attention", &add_attention, py::arg("name"), py::arg("q"), py::arg("k"), py::arg("v"), py::kw_only(),

@@ -7,17 +7,15 @@
 
 namespace cpuinfer {
 
-void Plan::rotate_tables(int worker) noexcept {
+void Plan::rotate_tables(int64_t row) noexcept {
   for (std::size_t i = 0; i < ropes_.size(); ++i) {
     const Rope& rope = program_.ropes()[i];
     const auto pairs = static_cast<int64_t>(rope.inverse_frequency.size());
-    for (int64_t row = worker; row < step_.rows; row += team_.size()) {
-      float *cosine = at(ropes_[i].cosine) + row * pairs, *sine = at(ropes_[i].sine) + row * pairs;
-      for (const double frequency : rope.inverse_frequency) {
-        const double angle = static_cast<double>(step_.positions[row]) * frequency;
-        *cosine++ = static_cast<float>(rope.magnitude * std::cos(angle));
-        *sine++ = static_cast<float>(rope.magnitude * std::sin(angle));
-      }
+    float *cosine = at(ropes_[i].cosine) + row * pairs, *sine = at(ropes_[i].sine) + row * pairs;
+    for (const double frequency : rope.inverse_frequency) {
+      const double angle = static_cast<double>(step_.positions[row]) * frequency;
+      *cosine++ = static_cast<float>(rope.magnitude * std::cos(angle));
+      *sine++ = static_cast<float>(rope.magnitude * std::sin(angle));
     }
   }
 }
@@ -55,21 +53,20 @@ void Plan::store_keys_and_values(const Op& op, int64_t row, int64_t position, ui
   }
 }
 
-void Plan::run_attention(const Op& op, std::size_t index, int worker) noexcept {
+void Plan::run_attention(const Op& op, int worker) noexcept {
   const auto blocks = static_cast<int64_t>(blocks_.size());
-  for (int64_t block; (block = claim(index, 0)) < blocks;) {
+  phases_.run(worker, blocks, [&](int64_t block) {
     const RowBlock& b = blocks_[static_cast<std::size_t>(block)];
     for (int64_t r = 0; r < b.rows; ++r) store_keys_and_values(op, b.row + r, b.position + r, b.pages);
-  }
-  team_.barrier();
+  });
   const int64_t group = op.attention.heads / op.attention.kv_heads;
   const int64_t splits = ceil_div(group, head_chunk_);
   const int64_t heads = op.attention.kv_heads * splits;
-  for (int64_t item; (item = claim(index, 1)) < blocks * heads;) {
+  phases_.run(worker, blocks * heads, [&](int64_t item) {
     const int64_t kv_head = item % heads / splits;
     const int64_t first = item % splits * head_chunk_;
     attend_block(op, item / heads, kv_head, kv_head * group + first, std::min(head_chunk_, group - first), worker);
-  }
+  });
 }
 
 void Plan::attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,

@@ -37,25 +37,29 @@ void Plan::route(const Op& op, int64_t row, int rows, int worker) noexcept {
   }
 }
 
-// Puts assignments (row * used + slot) into the order of their experts, the same in every worker's own room, and cuts
-// them into tiles of up to kTileRows of one expert.
-Plan::Assignments Plan::sort_assignments(const Op& op, int worker) noexcept {
+Plan::Assignments Plan::assignments() noexcept {
+  auto* order = reinterpret_cast<int32_t*>(at(assigned_));
+  return {order, order + most_assigned_, order + 2 * most_assigned_};
+}
+
+// Puts assignments (row * used + slot) into the order of their experts and cuts them into tiles of up to kTileRows of
+// one expert; returns how many.
+int64_t Plan::sort_assignments(const Op& op) noexcept {
   const int64_t count = step_.rows * op.experts.used;
   const auto* chosen = reinterpret_cast<const int32_t*>(at(chosen_));
-  auto* order = reinterpret_cast<int32_t*>(at(own(worker).order));
-  int32_t *place = order + most_assigned_, *starts = place + most_assigned_;
+  const Assignments sorted = assignments();
   int64_t filled = 0, tiles = 0;
   for (int32_t expert = 0; expert < op.experts.count; ++expert) {
     const int64_t first = filled;
     for (int64_t i = 0; i < count; ++i) {
       if (chosen[i] != expert) continue;
-      if ((filled - first) % kTileRows == 0) starts[tiles++] = static_cast<int32_t>(filled);
-      place[i] = static_cast<int32_t>(filled);
-      order[filled++] = static_cast<int32_t>(i);
+      if ((filled - first) % kTileRows == 0) sorted.starts[tiles++] = static_cast<int32_t>(filled);
+      sorted.place[i] = static_cast<int32_t>(filled);
+      sorted.order[filled++] = static_cast<int32_t>(i);
     }
   }
-  starts[tiles] = static_cast<int32_t>(count);
-  return {order, place, starts, tiles};
+  sorted.starts[tiles] = static_cast<int32_t>(count);
+  return tiles;
 }
 
 void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
@@ -65,37 +69,42 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
   const int64_t down_panels = down.panels() / op.experts.count;
   const Input in = own_input(op, worker);
   int32_t row_map[kTileRows];
-  const auto read = [&](int64_t count) {
-    read_tile(op, row_map, 0, static_cast<int>(count), in, at(own(worker).normed), worker);
+  float* floats = at(own(worker).normed);
+  const auto read = [&](int64_t count, const int32_t* order) {
+    read_tile(op, {row_map, order}, 0, static_cast<int>(count), in, floats, worker);
+  };
+  const auto order_of = [](const std::vector<int32_t>& orders, int64_t expert, int64_t inputs) {
+    return orders.empty() ? nullptr : orders.data() + expert * inputs;
   };
 
-  for (int64_t tile; (tile = claim(index, 0)) * kTileRows < rows;) {
+  phases_.run(worker, ceil_div(rows, kTileRows), [&](int64_t tile) {
     const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, rows - first);
     for (int64_t i = 0; i < count; ++i) row_map[i] = static_cast<int32_t>(first + i);
-    read(count);
+    read(count, nullptr);
     route(op, first, static_cast<int>(count), worker);
-  }
-  team_.barrier();
-  const Assignments sorted = sort_assignments(op, worker);
+  });
+  phases_.run(worker, 1, [&](int64_t) { tiles_[index] = sort_assignments(op); });
+  phases_.settle(worker);
+  const int64_t tiles = tiles_[index];
+  const Assignments sorted = assignments();
 
   // Each item is a tile of one expert's rows times a chunk of its panels; inner values are in the order of assignments.
-  const auto each_item = [&](std::size_t phase, int64_t panels, const auto& body) {
-    const int64_t chunk =
-        std::clamp<int64_t>(ceil_div(sorted.tiles * panels, team_.size() * int64_t{4}), 1, kPanelsPerItem);
+  const auto each_item = [&](int64_t panels, const auto& body) {
+    const int64_t chunk = std::clamp<int64_t>(ceil_div(tiles * panels, team_.size() * int64_t{4}), 1, kPanelsPerItem);
     const int64_t chunks = ceil_div(panels, chunk);
     int64_t last = -1;
-    for (int64_t item; (item = claim(index, phase)) < sorted.tiles * chunks;) {
+    phases_.run(worker, tiles * chunks, [&](int64_t item) {
       const int64_t number = item / chunks, begin = item % chunks * chunk, first = sorted.starts[number];
       const int64_t expert = reinterpret_cast<const int32_t*>(at(chosen_))[sorted.order[first]];
       body({expert, first, sorted.starts[number + 1] - first}, number != last, expert * panels + begin,
            expert * panels + std::min(begin + chunk, panels));
       last = number;
-    }
+    });
   };
-  each_item(1, gate_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
+  each_item(gate_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
     if (fresh) {
       for (int64_t i = 0; i < tile.count; ++i) row_map[i] = sorted.order[tile.first + i] / static_cast<int32_t>(used);
-      read(tile.count);
+      read(tile.count, order_of(op.input_order, tile.expert, hidden));
     }
     constexpr int64_t kStride = kPanelsPerItem * kLanes;
     float* gated = at(own(worker).tile);
@@ -107,9 +116,12 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
       kernels_.multiply(gated + r * kStride, (end - begin) * kLanes, y + r * inner);
     }
   });
-  team_.barrier();
-  each_item(2, down_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
+  each_item(down_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
     const float* x = at(inner_) + tile.first * inner;
+    if (const int32_t* order = order_of(op.inner_order, tile.expert, inner)) {
+      for (int64_t i = 0; fresh && i < tile.count * inner; ++i) floats[i] = x[i / inner * inner + order[i % inner]];
+      x = floats;
+    }
     if (fresh && !is_float(down.view().encoding)) {
       kernels_.quantize(x, inner, inner, {static_cast<int>(tile.count), in.codes, in.scale, in.sum});
     }
@@ -117,8 +129,7 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
     float* y = at(mixed_) + tile.first * hidden + (begin - tile.expert * down_panels) * kLanes;
     multiply(down, begin, end, values, 0, tile.count, y, hidden);
   });
-  team_.barrier();
-  for (int64_t row = worker; row < rows; row += team_.size()) {
+  phases_.run(worker, rows, [&](int64_t row) {
     float* out = row_of(op.outputs[0], row);
     std::memset(out, 0, static_cast<std::size_t>(hidden) * sizeof(float));
     for (int64_t i = row * used; i < (row + 1) * used; ++i) {
@@ -127,7 +138,7 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
       for (int64_t d = 0; d < hidden; ++d) out[d] += share * x[d];
     }
     add_residual(op, row, 0, hidden, out);
-  }
+  });
 }
 
 }  // namespace cpuinfer

@@ -9,11 +9,6 @@ namespace cpuinfer {
 
 namespace {
 
-// Whether the floats that kernels see differ from the op's input.
-bool rewrites_input(const Op& op, const int32_t* row_map) {
-  return op.norm.kind != NormKind::kNone || row_map != nullptr || !op.input_order.empty();
-}
-
 bool any_quantised(const Op& op) {
   return std::ranges::any_of(op.weights, [](const auto& weight) { return !is_float(weight->view().encoding); });
 }
@@ -28,33 +23,39 @@ QuantizedRows Plan::quantized_tile(const Input& in, int64_t k, int64_t row, int 
   return {rows, in.codes + row * k, in.scale + row * (k / kGroup), in.sum + row * (k / kHalf)};
 }
 
+// Whether the floats that kernels see differ from the op's input.
+bool Plan::rewrites(const Op& op, const Reading& reading) noexcept {
+  return op.norm.kind != NormKind::kNone || reading.rows != nullptr || reading.order != nullptr;
+}
+
 // One row as the weights take it.
-void Plan::read_row(const Op& op, const float* x, float* out, int worker) noexcept {
+void Plan::read_row(const Op& op, const int32_t* order, const float* x, float* out, int worker) noexcept {
   const int64_t k = op.weights[0]->view().k;
-  float* normed = op.input_order.empty() ? out : at(own(worker).unordered);
+  float* normed = order == nullptr ? out : at(own(worker).unordered);
   if (op.norm.kind != NormKind::kNone) {
     normalize(op.norm, x, k, normed);
     x = normed;
   }
-  if (op.input_order.empty()) {
-    if (x != out) std::memcpy(out, x, static_cast<std::size_t>(k) * sizeof(float));
-    return;
+  if (order != nullptr) {
+    for (int64_t i = 0; i < k; ++i) out[i] = x[order[i]];
+  } else if (x != out) {
+    std::memcpy(out, x, static_cast<std::size_t>(k) * sizeof(float));
   }
-  for (int64_t i = 0; i < k; ++i) out[i] = x[op.input_order[static_cast<std::size_t>(i)]];
 }
 
 // Reads a tile of an op's input: rewritten into `floats` where the weights do not take it as it is, and quantised into
 // `in`, whose first row it is, where they ask for it.
-void Plan::read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, float* floats,
+void Plan::read_tile(const Op& op, const Reading& reading, int64_t row, int rows, const Input& in, float* floats,
                      int worker) noexcept {
   const ValueId x = op.inputs[0];
   const int64_t k = op.weights[0]->view().k;
   const float* source = row_of(x, row);
   int64_t stride = padded_width(x);
-  if (rewrites_input(op, row_map)) {
+  if (rewrites(op, reading)) {
     const int64_t own_stride = round_up(k, kLanes);
     for (int r = 0; r < rows; ++r) {
-      read_row(op, row_of(x, row_map != nullptr ? row_map[row + r] : row + r), floats + r * own_stride, worker);
+      const int64_t from = reading.rows != nullptr ? reading.rows[row + r] : row + r;
+      read_row(op, reading.order, row_of(x, from), floats + r * own_stride, worker);
     }
     source = floats;
     stride = own_stride;
@@ -70,61 +71,74 @@ Plan::Input Plan::own_input(const Op& op, int worker) noexcept {
           reinterpret_cast<int32_t*>(at(scratch.sum)), at(scratch.normed), round_up(k, kLanes)};
 }
 
-Plan::Input Plan::read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows,
-                             int worker) noexcept {
-  const bool rewritten = rewrites_input(op, row_map), quantised = any_quantised(op);
+// All rows, prepared once for all workers, in a phase of its own.
+Plan::Input Plan::read_rows(const Op& op, const Reading& reading, int64_t rows, int worker) noexcept {
+  const bool rewritten = rewrites(op, reading), quantised = any_quantised(op);
+  const bool kept = any_float(op);  // the floats are read again
   const int64_t k = op.weights[0]->view().k, stride = round_up(k, kLanes);
-  float* normed = at(own(worker).normed);
-  Input in = own_input(op, worker);
-  if (rows == 1) {  // every worker for itself: cheaper than a barrier
-    read_tile(op, row_map, 0, 1, in, normed, worker);
-  } else {
-    const bool kept = any_float(op);  // the floats are read again
-    in = {quantised ? reinterpret_cast<int8_t*>(at(codes_)) : nullptr, at(scale_), reinterpret_cast<int32_t*>(at(sum_)),
-          at(normed_), stride};
-    for (int64_t tile; (quantised || rewritten) && (tile = claim(index, 0)) * kTileRows < rows;) {
+  const Input in{quantised ? reinterpret_cast<int8_t*>(at(codes_)) : nullptr, at(scale_),
+                 reinterpret_cast<int32_t*>(at(sum_)), at(normed_), stride};
+  if (quantised || rewritten) {
+    phases_.run(worker, ceil_div(rows, kTileRows), [&](int64_t tile) {
       const int64_t row = tile * kTileRows;
       const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
       const QuantizedRows q = quantized_tile(in, k, row, count);
-      read_tile(op, row_map, row, count, {q.codes, q.scale, q.sum, nullptr, 0},
-                kept ? at(normed_) + row * stride : normed, worker);
-    }
-    if (quantised || rewritten) team_.barrier();
-  }
-  if (!rewritten) {
-    in.x = mutable_value(op.inputs[0]);
-    in.ldx = padded_width(op.inputs[0]);
+      read_tile(op, reading, row, count, {q.codes, q.scale, q.sum, nullptr, 0},
+                at(kept ? normed_ + row * stride : own(worker).normed), worker);
+    });
   }
   return in;
 }
 
-// Few rows: one contiguous run of panels a worker, which memory streams best, the same at every step, so that it stays
-// in the caches near it.  Many: pieces that stay in the cache, and enough of them to even out.
+// Few rows: pieces of some microseconds, so that a worker that falls behind leaves the rest to others.  Many: pieces
+// that stay in the cache, and enough of them to even out.
 Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
-  const bool glu = op.kind == OpKind::kGlu;
   int64_t panels = 0;
   for (std::size_t i = 0; i < op.outputs.size(); ++i) panels += op.weights[i]->panels();
-  const bool few = rows <= kTileRows;
-  const int64_t row_blocks = ceil_div(rows, kRowBlock);
-  const int64_t wanted = ceil_div(panels * row_blocks, team_.size() * (few ? 1 : 4));
-  return {std::clamp<int64_t>(wanted, 1, few && !glu ? wanted : kPanelsPerItem), row_blocks, few};
+  const int64_t row_blocks = ceil_div(rows, kRowBlock), workers = team_.size();
+  if (rows > kTileRows) {
+    return {std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem), row_blocks};
+  }
+  const PackedMatrix& first = *op.weights[0];
+  const int64_t panel_bytes = first.bytes() / first.panels();
+  const int64_t most = op.kind == OpKind::kGlu ? kPanelsPerItem : ceil_div(panels, workers);
+  return {std::clamp<int64_t>(kItemBytes / panel_bytes, 1, std::min(most, ceil_div(panels, workers))), row_blocks};
 }
 
-// The next piece for a worker, whose `turn` starts at its number; a glu is cut like its gate alone.
-bool Plan::next_item(const Op& op, std::size_t index, const Cut& cut, int64_t rows, int64_t& turn,
-                     Item& item) noexcept {
-  int64_t rest = cut.few ? turn : claim(index, 1);
-  turn += team_.size();
-  for (std::size_t weight = 0; weight < op.outputs.size(); ++weight) {
-    const int64_t panels = op.weights[weight]->panels(), items = ceil_div(panels, cut.chunk) * cut.row_blocks;
-    if (rest < items) {
-      const int64_t begin = rest / cut.row_blocks * cut.chunk, row = rest % cut.row_blocks * kRowBlock;
-      item = {weight, begin, std::min(begin + cut.chunk, panels), row, std::min(rows, row + kRowBlock)};
-      return true;
-    }
-    rest -= items;
+int64_t Plan::count_pieces(const Op& op, const Cut& cut) noexcept {
+  int64_t pieces = 0;
+  for (std::size_t i = 0; i < op.outputs.size(); ++i) pieces += ceil_div(op.weights[i]->panels(), cut.chunk);
+  return pieces * cut.row_blocks;
+}
+
+// A glu is cut like its gate alone.
+Plan::Piece Plan::find_piece(const Op& op, const Cut& cut, int64_t rows, int64_t item) noexcept {
+  std::size_t weight = 0;
+  for (int64_t pieces; item >= (pieces = ceil_div(op.weights[weight]->panels(), cut.chunk) * cut.row_blocks);
+       ++weight) {
+    item -= pieces;
   }
-  return false;
+  const int64_t begin = item / cut.row_blocks * cut.chunk, row = item % cut.row_blocks * kRowBlock;
+  return {weight, begin, std::min(begin + cut.chunk, op.weights[weight]->panels()), row,
+          std::min(rows, row + kRowBlock)};
+}
+
+template <typename Body>
+void Plan::each_piece(const Op& op, const int32_t* row_map, int64_t rows, int worker, const Body& body) noexcept {
+  const Reading reading{row_map, op.input_order.empty() ? nullptr : op.input_order.data()};
+  // A single row is prepared by every worker for itself, once it has a piece: cheaper than a phase.
+  bool ready = rows > 1;
+  Input in = ready ? read_rows(op, reading, rows, worker) : own_input(op, worker);
+  if (!rewrites(op, reading)) {
+    in.x = mutable_value(op.inputs[0]);
+    in.ldx = padded_width(op.inputs[0]);
+  }
+  const Cut pieces = cut(op, rows);
+  phases_.run(worker, count_pieces(op, pieces), [&](int64_t item) {
+    if (!ready) read_tile(op, reading, 0, 1, in, at(own(worker).normed), worker);
+    ready = true;
+    body(find_piece(op, pieces, rows, item), in);
+  });
 }
 
 // y [count][ldy] = rows of the input, `row` on, times panels [begin, end) of a weight.
@@ -135,21 +149,17 @@ void Plan::multiply(const PackedMatrix& weight, int64_t begin, int64_t end, cons
   kernels_.gemm({&w, begin, end, quantized_tile(in, w.k, row, rows), in.x + row * in.ldx, in.ldx, rows, y, ldy});
 }
 
-void Plan::run_linears(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, float* head_out,
-                       int worker) noexcept {
-  const Input in = read_input(op, index, row_map, rows, worker);
-  const Cut pieces = cut(op, rows);
-  int64_t turn = worker;
-  for (Item item; next_item(op, index, pieces, rows, turn, item);) {
-    const ValueId id = op.outputs[item.weight];
-    const PackedMatrix& weight = *op.weights[item.weight];
-    const std::vector<float>& bias = op.biases[item.weight];
-    const int64_t ldy = padded_width(id), first = item.begin * kLanes;
-    const int64_t width = std::min(item.end * kLanes, weight.view().n) - first;
+void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float* head_out, int worker) noexcept {
+  each_piece(op, row_map, rows, worker, [&](const Piece& piece, const Input& in) {
+    const ValueId id = op.outputs[piece.weight];
+    const PackedMatrix& weight = *op.weights[piece.weight];
+    const std::vector<float>& bias = op.biases[piece.weight];
+    const int64_t ldy = padded_width(id), first = piece.begin * kLanes;
+    const int64_t width = std::min(piece.end * kLanes, weight.view().n) - first;
     float* out = (head_out != nullptr ? head_out : mutable_value(id)) + first;
-    for (int64_t row = item.row; row < item.row_end; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, item.row_end - row);
-      multiply(weight, item.begin, item.end, in, row, count, out + row * ldy, ldy);
+    for (int64_t row = piece.row; row < piece.row_end; row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, piece.row_end - row);
+      multiply(weight, piece.begin, piece.end, in, row, count, out + row * ldy, ldy);
       for (int64_t r = row; r < row + count; ++r) {
         float* y = out + r * ldy;
         if (!bias.empty()) kernels_.add(bias.data() + first, width, y);
@@ -158,23 +168,20 @@ void Plan::run_linears(const Op& op, std::size_t index, const int32_t* row_map, 
         add_residual(op, r, first, width, y);
       }
     }
-  }
+  });
 }
 
-void Plan::run_glu(const Op& op, std::size_t index, int worker) noexcept {
-  const Input in = read_input(op, index, nullptr, step_.rows, worker);
-  const Cut pieces = cut(op, step_.rows);
+void Plan::run_glu(const Op& op, int worker) noexcept {
   float* gate = at(own(worker).tile);
   constexpr int64_t kStride = kPanelsPerItem * kLanes;
-  int64_t turn = worker;
-  for (Item item; next_item(op, index, pieces, step_.rows, turn, item);) {
-    const int64_t ldy = padded_width(op.outputs[0]), lanes = (item.end - item.begin) * kLanes;
-    const int64_t first = item.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
-    for (int64_t row = item.row; row < item.row_end; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, item.row_end - row);
-      float* y = row_of(op.outputs[0], row) + item.begin * kLanes;
-      multiply(*op.weights[0], item.begin, item.end, in, row, count, gate, kStride);
-      multiply(*op.weights[1], item.begin, item.end, in, row, count, y, ldy);
+  each_piece(op, nullptr, step_.rows, worker, [&](const Piece& piece, const Input& in) {
+    const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
+    const int64_t first = piece.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
+    for (int64_t row = piece.row; row < piece.row_end; row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, piece.row_end - row);
+      float* y = row_of(op.outputs[0], row) + piece.begin * kLanes;
+      multiply(*op.weights[0], piece.begin, piece.end, in, row, count, gate, kStride);
+      multiply(*op.weights[1], piece.begin, piece.end, in, row, count, y, ldy);
       for (int64_t r = 0; r < count; ++r) {
         if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
         if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);
@@ -182,7 +189,7 @@ void Plan::run_glu(const Op& op, std::size_t index, int worker) noexcept {
         kernels_.multiply(gate + r * kStride, lanes, y + r * ldy);
       }
     }
-  }
+  });
 }
 
 }  // namespace cpuinfer

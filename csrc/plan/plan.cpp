@@ -8,8 +8,9 @@
 #include "plan/arena_layout.h"
 
 namespace cpuinfer {
+
 Plan::Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, const PlanLimits& limits)
-    : program_(program), kernels_(kernels), team_(team), limits_(limits) {
+    : program_(program), kernels_(kernels), team_(team), limits_(limits), phases_(team.size(), most_phases()) {
   check();
   lay_out_arena();
 }
@@ -52,6 +53,12 @@ void Plan::check_op(const Op& op) {
   }
 }
 
+// Rotary tables, the ops, and for every round of the head its own and the one that follows.
+std::size_t Plan::most_phases() const noexcept {
+  const auto rounds = static_cast<std::size_t>(ceil_div(limits_.rows, kHeadRows));
+  return 1 + (program_.ops().size() + rounds) * kPhases;
+}
+
 void Plan::lay_out_arena() {
   ArenaLayout layout;
   // First what lives for the whole step, then the values, which share what others no longer need.
@@ -71,6 +78,7 @@ void Plan::lay_out_arena() {
   shares_ = layout.take(most_assigned_);
   inner_ = layout.take(inner_floats_);
   mixed_ = layout.take(mixed_floats_);
+  assigned_ = layout.take(3 * most_assigned_ + 1);
   for (int worker = 0; worker < team_.size(); ++worker) {
     Scratch& scratch = scratch_.emplace_back();
     scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
@@ -81,11 +89,10 @@ void Plan::lay_out_arena() {
     scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
     scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
     scratch.router = layout.take(kTileRows * round_up(most_experts_, kLanes));
-    scratch.order = layout.take(3 * most_assigned_ + 1);
   }
   lay_out_values(layout);
   arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
-  tickets_ = std::vector<Ticket>(program_.ops().size() * kPhases);
+  tiles_.resize(program_.ops().size());
   blocks_.reserve(static_cast<std::size_t>(rows));
 }
 
@@ -133,8 +140,7 @@ int64_t Plan::weight_bytes() const noexcept {
 
 void Plan::prepare(const Step& step) noexcept {
   step_ = step;
-  stop_after_.store(program_.ops().size(), std::memory_order_relaxed);
-  for (Ticket& ticket : tickets_) ticket.value.store(0, std::memory_order_relaxed);
+  phases_.reset();
   const int64_t group = attention_.heads / attention_.kv_heads;
   const int64_t block_rows = std::max<int64_t>(1, kTileRows / group);
   // Few queries: smaller tiles, so that every worker gets some.
@@ -149,28 +155,17 @@ void Plan::prepare(const Step& step) noexcept {
   }
 }
 
-bool Plan::run(int worker) noexcept {
-  rotate_tables(worker);
+void Plan::run(int worker) noexcept {
+  phases_.run(worker, step_.rows, [&](int64_t row) { rotate_tables(row); });
   const std::size_t body = program_.ops().size() - 1;
   for (std::size_t i = 0; i < body; ++i) {
-    if (worker == 0 && step_.cancelled != nullptr && step_.cancelled(step_.cancel_context)) {
-      stop_after_.store(i, std::memory_order_relaxed);
-    }
+    if (worker == 0 && step_.cancelled != nullptr && step_.cancelled(step_.cancel_context)) phases_.abandon();
     run_op(i, worker);
-    team_.barrier();
-    if (stop_after_.load(std::memory_order_relaxed) <= i) return false;
   }
-  return true;
 }
 
 void Plan::run_head(const int32_t* rows, int64_t count, int worker) noexcept {
-  const std::size_t index = program_.ops().size() - 1;
-  run_linears(program_.ops()[index], index, rows, count, at(logits_), worker);
-  team_.barrier();
-  for (std::size_t phase = 0; worker == 0 && phase < kPhases; ++phase) {
-    tickets_[index * kPhases + phase].value.store(0, std::memory_order_relaxed);
-  }
-  team_.barrier();
+  run_linears(program_.ops().back(), rows, count, at(logits_), worker);
 }
 
 }  // namespace cpuinfer

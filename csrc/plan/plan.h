@@ -2,7 +2,6 @@
 // step.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "core/worker_team.h"
 #include "kernels/kernels.h"
 #include "plan/cache_shape.h"
+#include "plan/phases.h"
 #include "plan/program.h"
 #include "plan/step.h"
 
@@ -33,10 +33,12 @@ class Plan {
 
   // Called by one thread before the workers run a step.
   void prepare(const Step& step) noexcept;
-  // Called by every worker: all ops but the head.  Returns false, on every worker alike, when the step was cancelled.
-  bool run(int worker) noexcept;
-  // Called by every worker after run: logits of count <= kHeadRows rows of the step, ending with a barrier.
+  // Called by every worker: all ops but the head.
+  void run(int worker) noexcept;
+  // Called by every worker after run: logits of count <= kHeadRows rows of the step, for the next phase to read.
   void run_head(const int32_t* rows, int64_t count, int worker) noexcept;
+  // For what follows the head, at most one phase after each; abandoned once the step is cancelled.
+  Phases& phases() noexcept { return phases_; }
 
   // fp32 [kHeadRows][logits_stride]; the first vocabulary() of each row count.
   const float* logits(int64_t index) const noexcept { return arena_.as<float>() + logits_ + index * logits_stride(); }
@@ -59,6 +61,10 @@ class Plan {
     const float* x;
     int64_t ldx;
   };
+  struct Reading {  // which rows of its input an op takes, and each in which order; null: as they come
+    const int32_t* rows;
+    const int32_t* order;
+  };
   struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
     int64_t normed;             // [kTileRows][widest input]
     int64_t unordered;          // [widest input]: a row before its inputs are put into another order
@@ -66,13 +72,11 @@ class Plan {
     int64_t scores;             // [kTileRows][context]
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
-    int64_t order;              // int32 [3][rows * used experts], and one more: see Assignments
   };
   struct Cut {  // of a linear op: chunks of panels times blocks of rows
     int64_t chunk, row_blocks;
-    bool few;  // rows: each worker has one contiguous run of panels
   };
-  struct Item {  // one of them
+  struct Piece {  // one of them
     std::size_t weight;
     int64_t begin, end;  // panels
     int64_t row, row_end;
@@ -80,21 +84,22 @@ class Plan {
   struct ExpertTile {  // rows of one expert, neighbours in the order of assignments
     int64_t expert, first, count;
   };
-  struct Assignments {      // of rows to experts
-    const int32_t* order;   // those of the same expert together
-    const int32_t* place;   // of each in that order
-    const int32_t* starts;  // of each tile in that order, and the end of the last
-    int64_t tiles;
+  struct Assignments {  // of rows to experts
+    int32_t* order;     // those of the same expert together
+    int32_t* place;     // of each in that order
+    int32_t* starts;    // of each tile in that order, and the end of the last
   };
   static constexpr int64_t kPanelsPerItem = 8;
+  static constexpr int64_t kItemBytes = 64 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kRowBlock =
       8 * kTileRows;                         // rows of an item: what a chunk's panels, once read, are used for
-  static constexpr std::size_t kPhases = 3;  // of an op that hand out tickets
+  static constexpr std::size_t kPhases = 5;  // of an op, at most
 
   void check();
   void check_op(const Op& op);
   void lay_out_arena();
   void lay_out_values(ArenaLayout& layout);
+  std::size_t most_phases() const noexcept;
   void run_op(std::size_t index, int worker) noexcept;
   void run_embed(const Op& op, int worker) noexcept;
   void run_normalize(const Op& op, int worker) noexcept;
@@ -102,41 +107,40 @@ class Plan {
   void add_residual(const Op& op, int64_t row, int64_t begin, int64_t count, float* y) noexcept;
   void normalize(const Norm& norm, const float* x, int64_t width, float* y) noexcept;
 
-  void run_linears(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, float* head_out,
-                   int worker) noexcept;
-  void run_glu(const Op& op, std::size_t index, int worker) noexcept;
-  Input read_input(const Op& op, std::size_t index, const int32_t* row_map, int64_t rows, int worker) noexcept;
+  void run_linears(const Op& op, const int32_t* row_map, int64_t rows, float* head_out, int worker) noexcept;
+  void run_glu(const Op& op, int worker) noexcept;
+  // Runs body(piece, input) for every piece of a linear op.
+  template <typename Body>
+  void each_piece(const Op& op, const int32_t* row_map, int64_t rows, int worker, const Body& body) noexcept;
+  Input read_rows(const Op& op, const Reading& reading, int64_t rows, int worker) noexcept;
   Input own_input(const Op& op, int worker) noexcept;
-  void read_tile(const Op& op, const int32_t* row_map, int64_t row, int rows, const Input& in, float* floats,
+  static bool rewrites(const Op& op, const Reading& reading) noexcept;
+  void read_tile(const Op& op, const Reading& reading, int64_t row, int rows, const Input& in, float* floats,
                  int worker) noexcept;
-  void read_row(const Op& op, const float* x, float* out, int worker) noexcept;
+  void read_row(const Op& op, const int32_t* order, const float* x, float* out, int worker) noexcept;
   QuantizedRows quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept;
   Cut cut(const Op& op, int64_t rows) const noexcept;
-  bool next_item(const Op& op, std::size_t index, const Cut& cut, int64_t rows, int64_t& turn, Item& item) noexcept;
+  static int64_t count_pieces(const Op& op, const Cut& cut) noexcept;
+  static Piece find_piece(const Op& op, const Cut& cut, int64_t rows, int64_t item) noexcept;
   void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
                 float* y, int64_t ldy) const noexcept;
 
   void run_experts(const Op& op, std::size_t index, int worker) noexcept;
   void route(const Op& op, int64_t row, int rows, int worker) noexcept;
-  Assignments sort_assignments(const Op& op, int worker) noexcept;
+  Assignments assignments() noexcept;
+  int64_t sort_assignments(const Op& op) noexcept;
 
-  void run_attention(const Op& op, std::size_t index, int worker) noexcept;
+  void run_attention(const Op& op, int worker) noexcept;
   void store_keys_and_values(const Op& op, int64_t row, int64_t position, uint16_t* const* pages) noexcept;
   void attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,
                     int worker) noexcept;
-  void rotate_tables(int worker) noexcept;
+  void rotate_tables(int64_t row) noexcept;
 
   float* at(int64_t offset) noexcept { return arena_.as<float>() + offset; }
   float* mutable_value(ValueId id) noexcept { return at(offsets_[static_cast<std::size_t>(id)]); }
   float* row_of(ValueId id, int64_t row) noexcept { return mutable_value(id) + row * padded_width(id); }
   Scratch& own(int worker) noexcept { return scratch_[static_cast<std::size_t>(worker)]; }
-  int64_t claim(std::size_t index, std::size_t phase) noexcept {
-    return tickets_[index * kPhases + phase].value.fetch_add(1, std::memory_order_relaxed);
-  }
 
-  struct alignas(kCacheLine) Ticket {
-    std::atomic<int64_t> value{0};
-  };
   struct RowBlock {  // rows of one sequence whose queries share a tile
     int64_t row, rows, position;
     uint16_t* const* pages;
@@ -159,16 +163,15 @@ class Plan {
   int64_t logits_ = 0, codes_ = 0, scale_ = 0, sum_ = 0, normed_ = 0;
   // Of mixtures: experts and shares of each row [rows][used]; each assignment's inner values and output.
   int64_t chosen_ = 0, shares_ = 0, inner_ = 0, mixed_ = 0;
+  int64_t assigned_ = 0;        // int32 [3][most_assigned_], and one more: see Assignments
+  std::vector<int64_t> tiles_;  // [op]: of a mixture's assignments in this step
   std::vector<RopeTables> ropes_;
   std::vector<Scratch> scratch_;
-  std::vector<Ticket> tickets_;
+  Phases phases_;
 
   Step step_;
   std::vector<RowBlock> blocks_;
   int64_t head_chunk_ = 1;  // query heads that share a tile
-  // The step ends once this op is done.  Worker 0 writes it during that very op, so whoever reads it late, after the
-  // barrier of the op before, still goes on to the same op.
-  std::atomic<std::size_t> stop_after_{0};
 };
 
 }  // namespace cpuinfer

@@ -57,6 +57,15 @@ std::size_t weights_wanted(OpKind kind) {
   }
 }
 
+// Of so many weights, each of so many inputs.
+void check_order(const std::vector<int32_t>& order, int64_t weights, int64_t width, const std::string& op) {
+  if (order.empty()) return;
+  if (static_cast<int64_t>(order.size()) != weights * width) refuse(op, "an input order of another length");
+  for (const int32_t i : order) {
+    if (i < 0 || i >= width) refuse(op, "input " + std::to_string(i) + " of " + std::to_string(width));
+  }
+}
+
 }  // namespace
 
 Program::Program(std::vector<Rope> ropes) : ropes_(std::move(ropes)) {
@@ -123,7 +132,7 @@ std::vector<int64_t> Program::check_embed(const Op& op) const {
 std::vector<int64_t> Program::check_linears(const Op& op) const {
   const int64_t width = width_of(op.inputs.at(0), op.name);
   check_norm(op.norm, width, op.name);
-  check_input_order(op, width);
+  check_order(op.input_order, 1, width, op.name);
   if (op.weights.empty()) refuse(op.name, "no weights");
   if (op.residual != kNoValue && op.weights.size() != 1) refuse(op.name, "a residual needs exactly one weight");
   if (!(op.softcap >= 0)) refuse(op.name, "a negative soft cap");
@@ -140,7 +149,7 @@ std::vector<int64_t> Program::check_glu(const Op& op) const {
   const int64_t width = width_of(op.inputs.at(0), op.name);
   const Weights &gate = op.weights[0]->view(), &up = op.weights[1]->view();
   check_norm(op.norm, width, op.name);
-  check_input_order(op, width);
+  check_order(op.input_order, 1, width, op.name);
   check_inputs(gate, width, op.name);
   check_inputs(up, width, op.name);
   if (gate.n != up.n) refuse(op.name, "gate " + shape_text(gate) + " and up " + shape_text(up) + " differ in rows");
@@ -163,15 +172,9 @@ std::vector<int64_t> Program::check_experts(const Op& op) const {
     refuse(op.name, "experts of " + std::to_string(gate.n / count) + " rows on " + std::to_string(width) +
                         " inputs: expected multiples of " + std::to_string(kLanes));
   }
+  check_order(op.input_order, count, width, op.name);
+  check_order(op.inner_order, count, gate.n / count, op.name);
   return {width};
-}
-
-void Program::check_input_order(const Op& op, int64_t width) const {
-  if (op.input_order.empty()) return;
-  if (static_cast<int64_t>(op.input_order.size()) != width) refuse(op.name, "an input order of another length");
-  for (const int32_t i : op.input_order) {
-    if (i < 0 || i >= width) refuse(op.name, "input " + std::to_string(i) + " of " + std::to_string(width));
-  }
 }
 
 std::vector<int64_t> Program::check_attention(const Op& op) const {

@@ -60,12 +60,15 @@ struct Op {
   Norm norm = {};
   ValueId residual = kNoValue;                  // added to the one output; not of embed, glu and attention
   std::vector<std::vector<float>> biases = {};  // linears, glu: one a weight, empty for none
-  std::vector<int32_t> input_order = {};        // linears, glu: input i of the weights is input_order[i] of x; or empty
-  Activation activation = Activation::kNone;    // linears, glu, experts
-  float softcap = 0;                            // linears
-  float scale = 1;                              // embed
-  int64_t position_offset = 0;                  // embed
-  int64_t groups = 1;                           // normalize
+  // linears, glu: input i of the weights is input_order[i] of x; or empty.  experts: [count][width], of each one's gate
+  // and up; inner_order [count][inputs of down] is the same of each one's down.
+  std::vector<int32_t> input_order = {};
+  std::vector<int32_t> inner_order = {};
+  Activation activation = Activation::kNone;  // linears, glu, experts
+  float softcap = 0;                          // linears
+  float scale = 1;                            // embed
+  int64_t position_offset = 0;                // embed
+  int64_t groups = 1;                         // normalize
   AttentionShape attention = {};
   ExpertsShape experts = {};
 };
@@ -92,7 +95,6 @@ class Program {
   std::vector<int64_t> check_glu(const Op& op) const;
   std::vector<int64_t> check_experts(const Op& op) const;
   std::vector<int64_t> check_attention(const Op& op) const;
-  void check_input_order(const Op& op, int64_t width) const;
 
   std::vector<Rope> ropes_;
   std::vector<Op> ops_;

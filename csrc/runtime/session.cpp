@@ -44,6 +44,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
     : program_(std::move(program)),
       options_(options),
       team_(options.threads),
+      crew_(options.threads),
       plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values}),
       cache_(plan_.cache_shape(), options.cache_pages) {}
 
@@ -162,32 +163,32 @@ void Session::finish_output(const Feed& feed, FeedResult& result, const Output& 
 
 void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step) {
   std::vector<std::optional<Error>> errors(outputs_.size());
-  bool finished = false;
   plan_.prepare(step);
   auto body = [&](int worker) noexcept {
-    const bool done = plan_.run(worker);
-    if (worker == 0) finished = done;
-    if (!done) return;
+    plan_.run(worker);
     int32_t rows[kHeadRows];
     for (std::size_t first = 0; first < outputs_.size(); first += kHeadRows) {
       const std::size_t count = std::min<std::size_t>(kHeadRows, outputs_.size() - first);
       for (std::size_t i = 0; i < count; ++i) rows[i] = outputs_[first + i].row;
       plan_.run_head(rows, static_cast<int64_t>(count), worker);
-      for (std::size_t i = static_cast<std::size_t>(worker); i < count; i += static_cast<std::size_t>(team_.size())) {
-        const Output& output = outputs_[first + i];
+      plan_.phases().run(worker, static_cast<int64_t>(count), [&](int64_t i) {
+        const std::size_t index = first + static_cast<std::size_t>(i);
+        const Output& output = outputs_[index];
         try {
-          finish_output(feeds[output.feed], results[output.feed], output, plan_.logits(static_cast<int64_t>(i)));
+          finish_output(feeds[output.feed], results[output.feed], output, plan_.logits(i));
         } catch (const Error& error) {
-          errors[first + i] = error;
+          errors[index] = error;
         } catch (const std::bad_alloc&) {
-          errors[first + i] = Error(Fault::kMemory, "no memory for the result of a step");
+          errors[index] = Error(Fault::kMemory, "no memory for the result of a step");
         }
-      }
-      team_.barrier();  // the next rows overwrite these logits
+      });
     }
   };
-  team_.run(body);
-  if (!finished) throw Error(Fault::kCancelled, "the step was cancelled");
+  const auto start = std::chrono::steady_clock::now();
+  const bool slept = team_.run(body, crew_.active());
+  const auto now = std::chrono::steady_clock::now();
+  crew_.report(static_cast<int>(step.rows), now - start, slept || plan_.phases().held_up(), now);
+  if (plan_.phases().abandoned()) throw Error(Fault::kCancelled, "the step was cancelled");
   for (std::size_t i = 0; i < errors.size(); ++i) {
     if (errors[i]) results[outputs_[i].feed].error = errors[i];
   }

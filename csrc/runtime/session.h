@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/worker_team.h"
 #include "plan/plan.h"
+#include "runtime/crew.h"
 #include "runtime/kv_cache.h"
 #include "runtime/sampler.h"
 
@@ -93,6 +94,7 @@ class Session {
   std::shared_ptr<const Program> program_;
   SessionOptions options_;
   WorkerTeam team_;
+  Crew crew_;
   Plan plan_;
   KvCache cache_;
   std::map<int64_t, Sequence> sequences_;

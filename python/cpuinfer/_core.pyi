@@ -164,6 +164,8 @@ class Program:
         renormalise: bool,
         act: Activation,
         residual: int | None = None,
+        input_order: Sequence[int] = (),
+        inner_order: Sequence[int] = (),
     ) -> int: ...
     def gated(self, name: str, x: int, gate: int, *, residual: int | None = None) -> int: ...
     def attention(

@@ -15,10 +15,10 @@ from cpuinfer import gguf, huggingface, models
 from cpuinfer.config import Config
 from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.graph import Graph
-from cpuinfer.ops import Glu, Linears, Op, Value
+from cpuinfer.ops import Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.program import write_program
 from cpuinfer.safetensors_folder import INDEX, SINGLE
-from cpuinfer.weights import PANEL, QUANTIZE, Source, Weight
+from cpuinfer.weights import PANEL, QUANTIZE, Source, Weight, same
 
 if TYPE_CHECKING:
     from cpuinfer import _core
@@ -107,7 +107,9 @@ def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
                 pass
         except NumericalError as error:
             raise NumericalError(f"{blueprint.source.path}: {error}") from None
-    orders = {op.name: _input_order(blueprint, op) for op in blueprint.graph.ops}
+    for op in blueprint.graph.ops:
+        _check_orders(blueprint, op)
+    orders = {name: weight.input_order for name, weight in used.items()}
     return write_program(blueprint.graph.ops, matrices, vectors, orders)
 
 
@@ -130,20 +132,24 @@ def _packing_tasks(weight: Weight, matrix: _core.PackedMatrix) -> list[Callable[
     return [lambda begin=begin: pack(begin) for begin in range(0, rows, chunk)]  # type: ignore[misc]
 
 
-def _input_order(blueprint: Blueprint, op: Op) -> npt.NDArray[np.int32] | None:
-    """The order in which an op's weights take their inputs, which they must share."""
+def _check_orders(blueprint: Blueprint, op: Op) -> None:
+    """Weights that share an input must take it in one order; tables and routers take theirs as it comes."""
+    shared: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
     match op:
         case Linears():
-            names = op.weights
+            shared = op.weights
         case Glu():
-            names = (op.gate, op.up)
-        case _:
-            return None
-    first, *others = (blueprint.tensor(name).input_order for name in names)
-    for other in others:
-        same = first is other if first is None or other is None else np.array_equal(first, other)
-        if not same:
-            raise UnsupportedModel(
-                f"{blueprint.source.path}: {op.name}: weights that share an input take it in different orders"
-            )
-    return first
+            shared = (op.gate, op.up)
+        case Experts():
+            shared, plain = (op.gate, op.up), (op.router,)
+        case Embed():
+            plain = (op.table,) if op.positions is None else (op.table, op.positions)
+    orders = [blueprint.tensor(name).input_order for name in shared]
+    if any(not same(order, orders[0]) for order in orders):
+        raise UnsupportedModel(
+            f"{blueprint.source.path}: {op.name}: weights that share an input take it in different orders"
+        )
+    for name in plain:
+        if blueprint.tensor(name).input_order is not None:
+            raise UnsupportedModel(f"{blueprint.source.path}: {name}: its columns are in another order, expected as is")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from cpuinfer.config import Config
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.models import OneRow, Split, Target, Transposed
-from cpuinfer.weights import Weight, joined, one_row, transposed
+from cpuinfer.weights import Weight, joined, one_row, stacked, transposed
 
 KINDS = ("weight", "bias")
 
@@ -36,7 +36,7 @@ def arrange(stored: Mapping[str, Weight], names: Mapping[str, Target], config: C
     for name, by_number in experts.items():
         if sorted(by_number) != list(range(len(by_number))):
             raise UnsupportedModel(f"{name}: experts {sorted(by_number)}, expected 0 to {len(by_number) - 1}")
-        ours[name] = joined([(by_number[e], 0, by_number[e].shape[0]) for e in sorted(by_number)])
+        ours[name] = stacked([by_number[e] for e in sorted(by_number)])
     return ours
 
 

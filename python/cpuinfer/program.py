@@ -26,7 +26,7 @@ def write_program(
 ) -> _core.Program:
     """The ops in their order; `matrices` and `vectors` give every weight they name.
 
-    `orders`: by the op's name, the order in which its weights take their inputs, where that is not as they come.
+    `orders`: by a weight's name, the order in which it takes its inputs, where that is not as they come.
     """
     from cpuinfer import _core
 
@@ -68,7 +68,7 @@ class _Writer:
                     act=op.act,
                     softcap=op.softcap,
                     residual=self._residual(op.residual),
-                    input_order=self._order(op.name),
+                    input_order=self._order(op.weights[0]),
                 )
                 self._ids.update(zip(op.outs, outs, strict=True))
             case _:
@@ -99,7 +99,7 @@ class _Writer:
                     matrices[op.up],
                     biases=[None if name is None else self._vectors[name] for name in op.biases],
                     act=op.act,
-                    input_order=self._order(op.name),
+                    input_order=self._order(op.gate),
                 )
             case Experts():
                 return program.experts(
@@ -112,6 +112,8 @@ class _Writer:
                     renormalise=op.renormalise,
                     act=op.act,
                     residual=self._residual(op.residual),
+                    input_order=self._order(op.gate),
+                    inner_order=self._order(op.down),
                 )
             case Gated():
                 return program.gated(op.name, ids[op.x], ids[op.gate], residual=self._residual(op.residual))
@@ -140,7 +142,7 @@ class _Writer:
 
     def _order(self, name: str) -> list[int]:
         order = self._orders.get(name)
-        return [] if order is None else order.tolist()
+        return [] if order is None else order.reshape(-1).tolist()
 
     def _residual(self, value: Value | None) -> int | None:
         return None if value is None else self._ids[value]

@@ -49,7 +49,7 @@ class Weight:
     group: int = 32
     table: npt.NDArray[np.float32] | None = None
     input_order: npt.NDArray[np.int32] | None = None
-    """[inputs]: column i of `rows` is column input_order[i] of the weight."""
+    """[inputs]: column i of `rows` is column input_order[i] of the weight; of experts [experts, inputs]."""
     whole: bool = False
     """Rows come from all of the stored tensor: better taken at once."""
 
@@ -158,9 +158,8 @@ def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
     """Rows [begin, end) of several weights, one after another; of vectors, elements."""
     first = pieces[0][0]
     for weight, _, _ in pieces:
-        for field in ("layout", "zero", "has_zeros", "has_bias", "group"):
-            if getattr(weight, field) != getattr(first, field) or weight.shape[1:] != first.shape[1:]:
-                raise UnsupportedModel(f"{weight.name} and {first.name} are stored differently, expected the same")
+        if not _alike(weight, first):
+            raise UnsupportedModel(f"{weight.name} and {first.name} are stored differently, expected the same")
     if len(first.shape) == 1:
         return _joined_vectors(pieces)
     count = sum(end - begin for _, begin, end in pieces)
@@ -181,6 +180,31 @@ def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
         rows=rows,
         floats=lambda: np.concatenate([w.floats()[begin:end] for w, begin, end in pieces]),
     )
+
+
+def _alike(a: Weight, b: Weight) -> bool:
+    fields = ("layout", "zero", "has_zeros", "has_bias", "group")
+    return (
+        all(getattr(a, field) == getattr(b, field) for field in fields)
+        and a.shape[1:] == b.shape[1:]
+        and same(a.table, b.table)
+        and same(a.input_order, b.input_order)
+    )
+
+
+def same(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
+    """Whether two arrays, or their absence, are equal."""
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+def stacked(experts: Sequence[Weight]) -> Weight:
+    """The same weight of each expert, one under another; each may take its inputs in an order of its own."""
+    whole = joined([(replace(weight, input_order=None), 0, weight.shape[0]) for weight in experts])
+    if all(weight.input_order is None for weight in experts):
+        return whole
+    plain = np.arange(whole.shape[1], dtype=np.int32)
+    orders = [plain if weight.input_order is None else weight.input_order for weight in experts]
+    return replace(whole, input_order=np.stack(orders))
 
 
 def _joined_vectors(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:

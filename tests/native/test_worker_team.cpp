@@ -22,6 +22,20 @@ TEST("every worker runs the body once") {
   }
 }
 
+TEST("the first workers may work without the others, who come again when called") {
+  WorkerTeam team(4);
+  std::vector<int> runs(4);
+  auto body = [&](int worker) noexcept {
+    ++runs[static_cast<std::size_t>(worker)];
+    team.barrier();
+  };
+  for (int i = 0; i < 300; ++i) team.run(body, i % 4 + 1);
+  CHECK_EQ(runs[0], 300);
+  CHECK_EQ(runs[1], 225);
+  CHECK_EQ(runs[2], 150);
+  CHECK_EQ(runs[3], 75);
+}
+
 TEST("a barrier separates what is written before it from what is read after it") {
   constexpr int kWorkers = 4;
   WorkerTeam team(kWorkers);
