@@ -28,6 +28,7 @@ SETTINGS: Options = {
     "num_key_value_heads": KV_HEADS,
     "head_dim": HEAD_DIM,
     "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
     "num_local_experts": EXPERTS,
@@ -108,7 +109,7 @@ def write(path: Path, case: Case, folder: Mapping[str, Array], config: Config) -
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in case.metadata.items():
         add[type(value)](f"{writer.arch}.{key}", value)
     names = gguf.get_tensor_name_map(arch, LAYERS)

@@ -173,6 +173,18 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path, monkeypatch
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
+def test_mistral_with_kinds_of_layers_is_ministral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_float64(monkeypatch, "MinistralConfig")
+    theirs = save(
+        tmp_path, "MinistralConfig", {"head_dim": 16, "sliding_window": 7, "layer_types": [LOCAL, FULL, LOCAL]}
+    )
+    tokens = random_tokens(LENGTH)
+    config = read_config({**settings_of(tmp_path), "model_type": "mistral"})
+    expected = their_logits(theirs, tokens)
+    found = our_logits(config, our_weights(tmp_path, config), tokens)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
 OLDER = {
     "llama": {},
     "llama, its 3.1 scaling": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import exact, our_logits, random_tokens, read_config
+from architectures import Options, exact, our_logits, random_tokens, read_config
 from converted_gguf import EXPERTS, HEAD_DIM, HEADS, KV_HEADS, SETTINGS, Case, make_folder, write
 from cpuinfer import _core, loader, models
 from cpuinfer.errors import UnsupportedModel
@@ -17,6 +18,7 @@ from cpuinfer.gguf import ROPE_TENSORS, open_source
 from cpuinfer.naming import arrange
 from cpuinfer.reference import Reference
 
+Metadata = dict[str, float | int | str]
 NAMES: dict[str, tuple[ARCH, frozenset[str]]] = {
     # model type -> the architecture in GGUF files, and its names that are refused: another file, or a table we compute.
     "llama": (
@@ -184,6 +186,82 @@ def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> Non
     pieces = [session.step([(sequence, tokens[at : at + 16], "logits", None)])[0] for at in range(0, len(tokens), 16)]
     # Keys and values are kept in fp16, 2 ** -11 off, which grows through four layers; ops have their bounds elsewhere.
     np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=0, atol=0.01 * np.abs(expected).max())
+
+
+YARN_40 = {"rope.scaling.type": "yarn", "rope.scaling.factor": 40.0}
+ORIGINAL = {"rope.scaling.original_context_length": 64}
+MEANT: dict[str, tuple[Metadata, Options, float]] = {
+    "a factor without a type": ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}, 1.0),
+    "a factor as in files of 2023": ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}, 1.0),
+    "a factor of zero": ({"rope.scale_linear": 0.0}, {}, 1.0),
+    "no scaling whatever the factor": ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}, 1.0),
+    "yarn": (YARN_40, {"rope_type": "yarn", "factor": 40.0}, 1.0),
+    "yarn of a shorter context": (
+        {**YARN_40, **ORIGINAL},
+        {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64},
+        1.0,
+    ),
+    "yarn with a ramp of its own": (
+        {**YARN_40, **ORIGINAL, "rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 4.0},
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 16.0,
+            "beta_slow": 4.0,
+        },
+        1.0,
+    ),
+    "yarn with a factor for scores": (
+        {**YARN_40, "rope.scaling.attn_factor": 0.5, "rope.scaling.yarn_attn_factor": 0.25},
+        {"rope_type": "yarn", "factor": 40.0},
+        0.125,
+    ),
+    "a factor for scores alone": ({"rope.scaling.attn_factor": 0.5}, {}, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_keys_of_rope_scaling_mean_what_llama_cpp_takes_them_for(name: str, tmp_path: Path) -> None:
+    metadata, meant, magnitude = MEANT[name]
+    case = Case("llama", ARCH.LLAMA, {}, metadata, permuted=True)
+    config = read_config({**SETTINGS, "model_type": "llama", "rope_scaling": meant})
+    plain = read_config({**SETTINGS, "model_type": "llama"})
+    found = open_source(write(tmp_path / "model.gguf", case, make_folder(case), plain)).config.rope
+    assert found is not None
+    assert config.rope is not None
+    expected = replace(config.rope, layout="interleaved", magnitude=config.rope.magnitude * magnitude)
+    assert found == expected
+
+
+ODD = {
+    "attention.causal": False,
+    "attention.scale": 0.1,
+    "logit_scale": 0.5,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.5,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 2.5,
+    "leading_dense_block_count": 1,
+    "rope.scaling.yarn_ext_factor": 0.5,
+    "rope.scaling.yarn_log_multiplier": 0.1,
+    "attention.layer_norm_epsilon": 0.25,
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_keys_that_change_what_is_computed_and_are_not_read_are_refused(key: str, tmp_path: Path) -> None:
+    case = Case("llama", ARCH.LLAMA, {}, {key: ODD[key]}, permuted=True)
+    config = read_config({**SETTINGS, "model_type": "llama"})
+    with pytest.raises(UnsupportedModel, match=rf"keys? llama\.{key}"):
+        open_source(write(tmp_path / "model.gguf", case, make_folder(case), config))
+
+
+def test_divisors_of_frequencies_beside_another_scaling_are_refused(tmp_path: Path) -> None:
+    case = Case("llama", ARCH.LLAMA, {}, dict(YARN_40), permuted=True, factors={"rope_freqs.weight": SHORT})
+    config = read_config({**SETTINGS, "model_type": "llama"})
+    with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight beside rope\.scaling\.type 'yarn', factor 40"):
+        open_source(write(tmp_path / "model.gguf", case, make_folder(case), config))
 
 
 def test_the_experts_of_older_mixtral_files_are_found_one_by_one() -> None:

@@ -55,6 +55,14 @@ def test_blocks_leave_no_blank_lines() -> None:
     assert render("  {% for m in messages %}\n{{ m.role }}\n  {% endfor %}\nend") == "user\nend"
 
 
+def test_tools_take_the_template_that_is_made_for_them() -> None:
+    names = {"bos_token": "", "eos_token": "", "origin": "model.gguf"}
+    both = ChatTemplate("plain", tool_use="{{ tools | length }} tools", **names)
+    assert (both.render(USER), both.render(USER, tools=[{}])) == ("plain", "1 tools")
+    with pytest.raises(CheckpointError, match="chat template, line 1"):
+        ChatTemplate("plain", tool_use="{% if %}", **names)
+
+
 def test_a_template_has_the_tokens_the_tools_and_whatever_else_is_given() -> None:
     tools = [{"name": "add", "about": "<a> & 'é'"}]
     assert render("{{ bos_token }}{{ eos_token }}") == "<s></s>"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+import tiny_gguf
 from cpuinfer import LLM, SamplingParams, loader, weights
 from cpuinfer.describe import describe
 from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
@@ -80,6 +81,30 @@ def test_a_folder_generates_and_chats(folder: Path) -> None:
         assert llm.tokenizer.decode(prompt).count("hello") == 1
 
 
+NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | length }} tools"}]
+
+
+@pytest.mark.parametrize("stored", ["tokenizer_config.json", "files", "GGUF"])
+def test_of_several_templates_tools_take_the_one_made_for_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    path = folder
+    if stored == "GGUF":
+        monkeypatch.setattr(tiny_gguf, "CHAT_TEMPLATE", NAMED)
+        path = write_tiny_llama(tmp_path / "named.gguf")
+    elif stored == "files":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "chat_template.jinja").write_text("plain")
+        (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ tools | length }} tools")
+    else:
+        (folder / stored).write_text(json.dumps({"chat_template": NAMED}))
+    source = loader.open_model(path).source
+    assert source.chat_template is not None
+    template = source.chat_template(source.tokenizer())
+    user = [{"role": "user", "content": "hello"}]
+    assert (template.render(user), template.render(user, tools=[{}])) == ("plain", "1 tools")
+
+
 def test_a_copy_of_the_embedding_table_as_head_is_left_out(arrays: Arrays, folder: Path) -> None:
     copied = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]}
     write_folder(folder.parent / "copied", copied)
@@ -90,6 +115,25 @@ def test_an_own_head_is_read(arrays: Arrays, folder: Path) -> None:
     head = {**arrays, "lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}
     own = write_folder(folder.parent / "own", head, tie_word_embeddings=False)
     np.testing.assert_allclose(reference_logits(own, "none"), 2 * reference_logits(folder, "none"), rtol=1e-12)
+
+
+def test_a_head_that_differs_from_the_table_it_is_said_to_be_is_read(arrays: Arrays, folder: Path) -> None:
+    head = {**arrays, "lm_head.weight": 2 * arrays["model.embed_tokens.weight"]}
+    said = write_folder(folder.parent / "said", head, tie_word_embeddings=True)
+    np.testing.assert_allclose(reference_logits(said, "none"), 2 * reference_logits(folder, "none"), rtol=1e-12)
+
+
+def test_an_adapter_beside_the_weights_is_not_left_out_unsaid(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedModel, match="an adapter beside the weights"):
+        loader.open_model(folder)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_a_number_in_a_vector_s_place_is_refused_by_name(arrays: Arrays, tmp_path: Path, quantize: str) -> None:
+    path = write_folder(tmp_path, {**arrays, "model.norm.weight": np.array(1, np.float32)})
+    with pytest.raises(UnsupportedModel, match=r"model\.norm: 0 dimensions, expected 1"):
+        loader.open_model(path, quantize=quantize)
 
 
 def test_a_tensor_without_a_place_is_refused_by_its_name(arrays: Arrays, tmp_path: Path) -> None:

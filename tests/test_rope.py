@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from cpuinfer.config import Rope
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.huggingface import read_config
-from cpuinfer.models import find
+from cpuinfer.models import find, supported
 from cpuinfer.rope import Positions, scaled
 
 DIMS, BASE, TRAINED = 64, 500000.0, 4096
@@ -93,7 +94,7 @@ def settings(**more: object) -> dict[str, object]:
         "intermediate_size": 64,
         "vocab_size": 10,
         "max_position_embeddings": TRAINED,
-        "rms_norm_eps": 1e-5,
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), 1e-5),
         **more,
     }
 
@@ -110,19 +111,80 @@ def test_older_and_newer_keys_say_the_same(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "dims", "base"),
+    ("model_type", "config", "dims", "base"),
     [
-        ({}, 64, 10000.0),
-        ({"rope_theta": 1000000}, 64, 1000000.0),
-        ({"partial_rotary_factor": 0.25}, 16, 10000.0),
-        ({"rotary_pct": 0.5}, 32, 10000.0),
-        ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5, "rope_type": "default"}}, 32, 5e5),
-        ({"head_dim": 96, "rotary_dim": 48}, 48, 10000.0),
-        ({"rope_scaling": None}, 64, 10000.0),
+        ("llama", {}, 64, 10000.0),
+        ("llama", {"rope_theta": 1000000}, 64, 1000000.0),
+        ("llama", {"partial_rotary_factor": 1.0}, 64, 10000.0),
+        ("llama", {"rope_scaling": None}, 64, 10000.0),
+        ("stablelm", {"partial_rotary_factor": 0.5}, 32, 10000.0),
+        ("phi3", {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}, 32, 5e5),
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 300}, 32, 300.0),
+        ("gpt_neox", {"rotary_pct": 0.25, "rope_parameters": {"partial_rotary_factor": 0.5}}, 32, 10000.0),
+        ("gptj", {"n_positions": 8, "n_embd": 256, "n_head": 4, "n_layer": 1, "rotary_dim": 48}, 48, 10000.0),
     ],
 )
-def test_the_plain_rope_is_read_from_every_key_in_use(config: dict[str, object], dims: int, base: float) -> None:
-    assert read_config(settings(**config), find("llama")).rope == Rope(dims, base, "halves")
+def test_the_plain_rope_is_read_from_the_keys_of_its_architecture(
+    model_type: str, config: dict[str, object], dims: int, base: float
+) -> None:
+    found = read_config(settings(**config), find(model_type)).rope
+    assert found == Rope(dims, base, find(model_type).hf_rope)
+
+
+@pytest.mark.parametrize("model_type", [name for name in supported() if find(name).has_rope])
+def test_a_configuration_that_says_nothing_of_its_rope_means_its_architecture_s(model_type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.for_model(model_type)
+    found = read_config({**theirs.to_dict(), "rope_parameters": None}, find(model_type)).rope
+    meant = getattr(theirs, "rope_parameters", None) or {"rope_theta": 10000.0, "rope_type": "default"}
+    meant = meant.get("full_attention", meant)
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    dims = 64 if model_type == "gptj" else int(head_dim * meant.get("partial_rotary_factor", 1))
+    assert found == Rope(dims, meant["rope_theta"], find(model_type).hf_rope)
+
+
+def test_phi3_was_trained_for_4096_positions_unless_it_says_otherwise() -> None:
+    scaling = {key: value for key, value in LONG.items() if key != "original_max_position_embeddings"}
+    said = settings(max_position_embeddings=131072, rope_scaling={"type": "longrope", **scaling})
+    short, far = (read_config(said, find("phi3"), context=length).rope for length in (4096, 4097))
+    assert short is not None
+    assert far is not None
+    assert (list(short.factors), list(far.factors)) == (LONG["short_factor"], LONG["long_factor"])
+
+
+TWICE: dict[str, dict[str, Any]] = {
+    "scaling added to a newer configuration": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": BASE},
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    },
+    "a trained length of the model and another of the scaling": {
+        "rope_theta": BASE,
+        "original_max_position_embeddings": 512,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    },
+    "a trained length beside dynamic scaling": {
+        "rope_theta": BASE,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 1024},
+    },
+    "a base beside parameters that have one": {
+        "rope_theta": 1e6,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": BASE},
+    },
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_of_keys_that_say_a_thing_twice_the_one_that_transformers_takes_counts(case: str) -> None:
+    torch = pytest.importorskip("torch")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    given = settings(**TWICE[case])
+    found = read_config(given, find("llama"), context=5000).rope
+    theirs = llama.LlamaRotaryEmbedding(llama.LlamaConfig.from_dict(copy.deepcopy(given)))
+    theirs(torch.zeros(1), torch.arange(5000)[None])
+    assert found is not None
+    np.testing.assert_allclose(found.inverse_frequencies(), theirs.inv_freq.numpy(), rtol=32 * 2.0**-24)
+    assert found.magnitude == pytest.approx(theirs.attention_scaling, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +218,7 @@ def test_a_scaling_that_cannot_be_is_refused_by_key(scaling: dict[str, Any], sai
         {"rope_parameters": "yarn"},
         {"rope_theta": "big"},
         {"rope_theta": 0},
-        {"rotary_pct": "half"},
-        {"rotary_dim": 65},
-        {"rotary_dim": -2},
+        {"partial_rotary_factor": "half"},
         {"partial_rotary_factor": float("inf")},
         {"partial_rotary_factor": float("nan")},
     ],
@@ -166,3 +226,17 @@ def test_a_scaling_that_cannot_be_is_refused_by_key(scaling: dict[str, Any], sai
 def test_rope_keys_of_another_kind_are_refused_not_ignored(config: dict[str, object]) -> None:
     with pytest.raises(UnsupportedModel):
         read_config(settings(**config), find("llama"))
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling", None])
+def test_a_share_of_the_heads_where_the_architecture_rotates_all_is_refused(key: str | None) -> None:
+    share = {"partial_rotary_factor": 0.5}
+    with pytest.raises(UnsupportedModel, match=r"partial_rotary_factor is 0\.5, but the architecture rotates whole"):
+        read_config(settings(**(share if key is None else {key: share})), find("llama"))
+
+
+@pytest.mark.parametrize("dims", [65, -2, True, "64", 258])
+def test_rotated_dimensions_that_cannot_be_are_refused(dims: object) -> None:
+    sizes = {"n_positions": 8, "n_embd": 256, "n_head": 4, "n_layer": 1}
+    with pytest.raises(UnsupportedModel, match="rotated dimensions of 64"):
+        read_config(settings(**sizes, rotary_dim=dims), find("gptj"))

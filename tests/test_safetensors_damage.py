@@ -161,6 +161,12 @@ def test_a_file_that_shrinks_while_open_is_an_error_not_a_crash(folder: Path) ->
         tensors.read(last)
 
 
+def test_shards_beside_a_single_file_are_refused_as_either_may_be_meant(shards: Path) -> None:
+    (shards / FILE).write_bytes((shards / FIRST).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"names other files than {FILE}, which is there too"):
+        SafetensorsFolder(shards)
+
+
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", ""])
 def test_an_index_that_leaves_the_folder_is_refused(shards: Path, name: str) -> None:
     write_index(shards, {"a.weight": name})

@@ -21,6 +21,7 @@ from cpuinfer.checkpoint import open_checkpoint
 from cpuinfer.errors import CheckpointError, CpuInferError, UnsupportedModel
 from cpuinfer.streaming import Detokenizer
 from cpuinfer.tokenizer import Tokenizer, TokenizerWarning, chat_template
+from cpuinfer.tokenizer.base import byte_alphabet
 
 WORDS = [
     "the",
@@ -165,6 +166,54 @@ def test_a_tokenizer_json_gives_its_own_ids_with_bos_once(tmp_path: Path) -> Non
     assert ours.encode("<tool>", add_bos=False, parse_special=False) == [reference.token_to_id("<tool>")]
 
 
+NEW = {"content": "<|im_end|>", "special": True}
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "added_tokens.json"])
+def test_tokens_that_tokenizer_json_lacks_are_added_under_their_ids(tmp_path: Path, file: str) -> None:
+    size = byte_level(tmp_path).get_vocab_size()
+    said = {"added_tokens_decoder": {str(size): NEW}} if file == "tokenizer_config.json" else {"<|im_end|>": size}
+    (tmp_path / file).write_text(json.dumps(said))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("a<|im_end|>b", add_bos=False) == [
+        *ours.encode("a", add_bos=False),
+        size,
+        *ours.encode("b", add_bos=False),
+    ]
+    assert (size in ours.eos_ids) == (file == "tokenizer_config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size}))
+    assert Tokenizer.from_folder(tmp_path).vocabulary == size  # the model has no row for it
+
+
+def test_a_token_named_under_an_id_that_is_not_the_next_one_is_not_added(tmp_path: Path) -> None:
+    size = byte_level(tmp_path).get_vocab_size()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {str(size + 5): NEW}}))
+    assert Tokenizer.from_folder(tmp_path).vocabulary == size
+
+
+@pytest.mark.parametrize(("settings", "bos"), [({}, 0), ({"bos_token": None}, 0), ({"bos_token": "</s>"}, 1)])
+def test_bos_is_what_the_tokenizer_puts_before_a_text_where_its_settings_name_none(
+    tmp_path: Path, settings: dict[str, object], bos: int
+) -> None:
+    reference = byte_level(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.bos_id == bos
+    assert ours.encode("sky")[0] == (0 if bos == 0 else reference.encode("sky").ids[1])
+
+
+@pytest.mark.parametrize(("settings", "bos"), [({}, 1), ({"bos_token": None}, None), ({"bos_token": "<s>"}, 0)])
+def test_a_tokenizer_that_says_it_has_no_bos_has_none_whatever_the_model_names(
+    tmp_path: Path, settings: dict[str, object], bos: int | None
+) -> None:
+    made = byte_level(tmp_path)
+    made.post_processor = tokenizers.processors.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 1}')
+    assert Tokenizer.from_folder(tmp_path).bos_id == bos
+
+
 def test_vocab_json_and_merges_give_the_ids_of_tokenizer_json(tmp_path: Path) -> None:
     reference = byte_level(tmp_path)
     model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
@@ -176,6 +225,40 @@ def test_vocab_json_and_merges_give_the_ids_of_tokenizer_json(tmp_path: Path) ->
     ours = Tokenizer.from_folder(plain)
     for text in texts(200):
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}), ("config.json", {"model_type": "qwen3"})],
+)
+def test_vocab_json_and_merges_of_qwen_are_cut_as_qwen_does(
+    tmp_path: Path, file: str, content: dict[str, object]
+) -> None:
+    letters = sorted(byte_alphabet())
+    merges = ["1 2", "\u0120 1", "\u0120 \u0120"]
+    tokens = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(merges))
+    plain = Tokenizer.from_folder(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    qwen = Tokenizer.from_folder(tmp_path)
+    cut = {text: [tokens[i] for i in qwen.encode(text)] for text in ("12", " 1", "e\u0301")}
+    assert cut == {"12": ["1", "2"], " 1": ["\u0120", "1"], "e\u0301": ["\u00c3", "\u00a9"]}
+    assert [tokens[i] for i in plain.encode("12")] == ["12"]
+
+
+def test_vocab_json_and_merges_have_the_tokens_added_to_them(tmp_path: Path) -> None:
+    letters = sorted(byte_alphabet())
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"256": NEW}}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 257}))
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("a<|im_end|><tool>") == [letters.index("a"), 256, 257]
+    assert (ours.control_ids, ours.eos_ids) == ({256}, {256})
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": 7}))
+    with pytest.raises(CheckpointError, match=r"vocab\.json: id 7 is that of '<tool>' too"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_a_vocab_txt_gives_the_ids_of_wordpiece(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 Message = Mapping[str, object]
 
@@ -57,17 +57,27 @@ _budget: ContextVar[_Budget] = ContextVar("_budget")
 class ChatTemplate:
     """A compiled chat template.  `origin` names its file in messages."""
 
-    def __init__(self, source: str, *, bos_token: str, eos_token: str, origin: str) -> None:
-        """Raises CheckpointError for what is not a template."""
+    def __init__(
+        self, source: str, *, bos_token: str, eos_token: str, origin: str, tool_use: str | None = None
+    ) -> None:
+        """`tool_use`: takes the place of `source` where there are tools.
+
+        Raises CheckpointError for what is not a template.
+        """
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._origin = origin
+        self._template = self._compiled(source)
+        self._tool_use = self._template if tool_use is None else self._compiled(tool_use)
+
+    def _compiled(self, source: str) -> Template:
+        origin = self._origin
         if not isinstance(source, str) or len(source) > MAX_SOURCE:
             raise CheckpointError(f"{origin}: the chat template is not a text of at most {MAX_SOURCE} characters")
         from jinja2 import TemplateSyntaxError
 
         environment = _environment()
         try:
-            self._template = environment.from_string(_metered(environment, source))
+            return environment.from_string(_metered(environment, source))
         except TemplateSyntaxError as error:
             raise CheckpointError(f"{origin}: chat template, line {error.lineno}: {error.message}") from error
         except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
@@ -112,7 +122,7 @@ class ChatTemplate:
 
         token = _budget.set(_Budget())
         try:
-            return "".join(self._pieces(variables))
+            return "".join(self._pieces(self._template if tools is None else self._tool_use, variables))
         except InvalidRequest:
             raise
         except (SecurityError, _Exhausted, OverflowError, MemoryError) as error:  # OverflowError: range() too long
@@ -122,10 +132,10 @@ class ChatTemplate:
         finally:
             _budget.reset(token)
 
-    def _pieces(self, variables: Mapping[str, object]) -> Iterable[str]:
+    def _pieces(self, template: Template, variables: Mapping[str, object]) -> Iterable[str]:
         """What the template prints, the text between expressions included, which the environment does not see."""
         size = 0
-        for piece in self._template.generate(variables):
+        for piece in template.generate(variables):
             size += len(piece)
             if size > MAX_OUTPUT:
                 raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")

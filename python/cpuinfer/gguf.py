@@ -5,6 +5,7 @@ Keys and their meaning are those of the GGUF specification's section on standard
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,23 @@ MOST_SIZE = 1 << 20
 ROPE_FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_TENSORS = (ROPE_FACTORS, LONG, SHORT)
 """Divisors of the rotary frequencies, one a pair: how converters write Llama 3's scaling, and LongRoPE's two sets."""
-TEMPLATE = "tokenizer.chat_template"
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""Rotations between which YaRN's ramp lies."""
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.scale": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),  # 1: softmax
+    "expert_weights_scale": (0.0, 1.0),
+    "leading_dense_block_count": (0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+}
+"""Keys that change what is computed, with the values that leave it as it is here."""
+TEMPLATE, TOOL_USE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
 
 
 def open_source(path: Path, *, context: int | None = None) -> Source:
@@ -66,7 +83,8 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
 
     source = checkpoint.require(TEMPLATE, str)
     bos, eos = text("bos_token_id"), text("eos_token_id")
-    return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(checkpoint.path))
+    tool_use = checkpoint.require(TOOL_USE, str) if TOOL_USE in checkpoint.metadata else None
+    return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(checkpoint.path), tool_use=tool_use)
 
 
 def find_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -86,6 +104,7 @@ def read_config(checkpoint: Checkpoint, architecture: Architecture, context: int
     Raises UnsupportedModel for an architecture or option not known, CheckpointError for values that cannot be.
     """
     arch = checkpoint.require("general.architecture", str)
+    _refuse_others(checkpoint, arch)
 
     def size(key: str) -> int:
         return checkpoint.require(f"{arch}.{key}", int, minimum=1, maximum=MOST_SIZE)
@@ -122,9 +141,19 @@ def read_config(checkpoint: Checkpoint, architecture: Architecture, context: int
     )
 
 
+def _refuse_others(checkpoint: Checkpoint, arch: str) -> None:
+    for name, values in NEUTRAL.items():
+        found = checkpoint.metadata.get(f"{arch}.{name}", values[0])
+        if not isinstance(found, (bool, int, float)) or found not in values:
+            raise UnsupportedModel(f"key {arch}.{name} is {found!r}, only {values[-1]!r} is supported")
+
+
 def _norm_key(checkpoint: Checkpoint, arch: str) -> str:
-    layer = f"{arch}.attention.layer_norm_epsilon"
-    return layer if layer in checkpoint.metadata else f"{arch}.attention.layer_norm_rms_epsilon"
+    layer, root = (f"{arch}.attention.layer_norm_{kind}epsilon" for kind in ("", "rms_"))
+    metadata = checkpoint.metadata
+    if layer in metadata and root in metadata and metadata[layer] != metadata[root]:
+        raise UnsupportedModel(f"keys {layer} and {root} are {metadata[layer]!r} and {metadata[root]!r}, expected one")
+    return layer if layer in metadata else root
 
 
 def _option(checkpoint: Checkpoint, arch: str, option: Option) -> object:
@@ -143,25 +172,38 @@ def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int
         raise checkpoint.error(f"key {arch}.rope.dimension_count", f"is {dims}, expected an even number")
     base = checkpoint.optional(f"{arch}.rope.freq_base", float, 10000.0, minimum=1.0, maximum=1e12)
     rope = Rope(dims, base, architecture.gguf_rope)
-    scaling: dict[str, object] = {}
-    for key, kind in (("factor", float), ("original_context_length", int), ("attn_factor", float)):
-        if f"{arch}.rope.scaling.{key}" in checkpoint.metadata:
-            scaling[key] = checkpoint.require(f"{arch}.rope.scaling.{key}", kind, minimum=1e-6, maximum=1e12)
-    if "original_context_length" in scaling:
-        scaling["original_max_position_embeddings"] = scaling.pop("original_context_length")
-    attention_factor = scaling.pop("attn_factor", None)
-    kind_name = checkpoint.optional(f"{arch}.rope.scaling.type", str, "none")
-    if LONG in checkpoint.tensors:
+    attention_factor = _scaling(checkpoint, arch, "attn_factor", 1.0)
+    long = LONG in checkpoint.tensors
+    # A factor counts though no type is named, also by the key of files of 2023; 0 stands for none.
+    kind = "longrope" if long else checkpoint.optional(f"{arch}.rope.scaling.type", str, "linear")
+    older = checkpoint.optional(f"{arch}.rope.scale_linear", float, 1.0, minimum=0.0, maximum=1e12)
+    factor = _scaling(checkpoint, arch, "factor", older) or 1.0
+    original = checkpoint.optional(
+        f"{arch}.rope.scaling.original_context_length", int, positions.trained, minimum=1, maximum=1 << 30
+    )
+    scaling: dict[str, object] = {"rope_type": kind, "original_max_position_embeddings": original}
+    if long:
+        given = f"{arch}.rope.scaling.attn_factor" in checkpoint.metadata
         scaling |= {
-            "rope_type": "longrope",
-            "attention_factor": attention_factor,
+            "attention_factor": attention_factor if given else None,
             "long_factor": _read_factors(checkpoint, LONG, dims // 2),
             "short_factor": _read_factors(checkpoint, SHORT, dims // 2),
         }
         return scaled(rope, scaling, positions)
     if ROPE_FACTORS in checkpoint.tensors:
-        return replace(rope, factors=_read_factors(checkpoint, ROPE_FACTORS, dims // 2))
-    return scaled(rope, {"rope_type": kind_name, **scaling}, positions)
+        if kind != "none" and (kind, factor) != ("linear", 1.0):
+            raise UnsupportedModel(f"tensor {ROPE_FACTORS} beside rope.scaling.type {kind!r}, factor {factor:g}")
+        return replace(rope, factors=_read_factors(checkpoint, ROPE_FACTORS, dims // 2), magnitude=attention_factor)
+    if (kind, factor) != ("linear", 1.0):
+        scaling |= {"factor": factor}
+        scaling |= {key: _scaling(checkpoint, arch, f"yarn_{key}", usual) for key, usual in BETAS.items()}
+        rope = scaled(rope, scaling, positions)
+    attention_factor *= _scaling(checkpoint, arch, "yarn_attn_factor", 1.0)
+    return replace(rope, magnitude=rope.magnitude * attention_factor)
+
+
+def _scaling(checkpoint: Checkpoint, arch: str, key: str, default: float) -> float:
+    return checkpoint.optional(f"{arch}.rope.scaling.{key}", float, default, minimum=0.0, maximum=1e12)
 
 
 def _read_factors(checkpoint: Checkpoint, name: str, pairs: int) -> tuple[float, ...]:

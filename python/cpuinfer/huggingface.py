@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from cpuinfer.chat import ChatTemplate
 from cpuinfer.config import Config, Rope
 from cpuinfer.errors import CheckpointError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows, Rows
-from cpuinfer.models import Architecture, Json
+from cpuinfer.models import Architecture, Json, RopeKeys
 from cpuinfer.naming import arrange
 from cpuinfer.published import Reader, reader
 from cpuinfer.safetensors_folder import DTYPES, INDEX, SINGLE, SafetensorsFolder
@@ -23,11 +24,14 @@ from cpuinfer.tokenizer import Tokenizer, chat_template
 from cpuinfer.weights import Source, Weight
 
 CONFIG = "config.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+"""What PEFT adds to a model, and transformers takes along."""
 MOST_SIZE = 1 << 20
 """No size in a real model's configuration comes near this; beyond it a file is damaged or hostile."""
 MOST_CONFIG = 10 << 20
 """Bytes of config.json."""
 DEFAULT_QUANTIZE = "int4"
+COMPARED_ROWS = 1024
 _LAYOUTS: Mapping[str, Literal["f32", "f16", "bf16"]] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _KEYS: Mapping[str, str | Callable[[Json], object]] = {
     "hidden": "hidden_size",
@@ -48,12 +52,14 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_source(path: Path, *, context: int | None = None, quantize: str | None = None) -> Source:
-    """Open a folder.  Reads no weights.
+    """Open a folder.  Reads no weights but a head said to be the embedding table, to see whether it is.
 
     `context`: positions it is opened for, which some rope scalings depend on; None: those the configuration names.
     `quantize`: what float weights of matrices become: int4 (None), int8, nf4, or none to stay as they are.
     Raises CheckpointError, UnsupportedModel or UnsupportedFormat.
     """
+    if any((path / name).is_file() for name in ADAPTERS):
+        raise UnsupportedModel(f"{path}: an adapter beside the weights: merge it into them, or take it away")
     settings = read_json(path / CONFIG)
     settings = _inner(settings)
     architecture = models.find(_text(settings, "model_type", path))
@@ -64,10 +70,13 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     if published is not None and quantize is not None:
         raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out quantize (--quantize)")
     stored = _stored(tensors, published)
-    if config.tied and "lm_head" in stored and "lm_head" in architecture.hf_names:
-        del stored["lm_head"]  # a copy of the embedding table, which some folders keep
     ours = arrange(stored, architecture.hf_names, config)
     _check(ours, config)
+    if config.tied and "lm_head" in ours:
+        if _equal(ours["lm_head"], ours.get("model.embed_tokens")):
+            del ours["lm_head"]  # a copy, which some folders keep
+        else:
+            config = replace(config, tied=False)  # trained apart, and the flag forgotten
     if published is None and quantize != "none":
         ours = {name: _rounded(name, weight, quantize or DEFAULT_QUANTIZE) for name, weight in ours.items()}
     return Source(
@@ -92,6 +101,19 @@ def _check(ours: Mapping[str, Weight], config: Config) -> None:
         raise UnsupportedModel(
             f"{table.name}: {table.shape[0]} rows, expected the vocabulary of {config.vocabulary} that {CONFIG} names"
         )
+
+
+def _equal(head: Weight, table: Weight | None) -> bool:
+    """Whether the file has the same numbers twice."""
+    if table is None or (head.shape, head.encoding) != (table.shape, table.encoding):
+        return False
+
+    def same(begin: int) -> bool:
+        end = min(begin + COMPARED_ROWS, head.shape[0])
+        rows, others = (weight.rows(begin, end).to_float(np.float32) for weight in (head, table))
+        return np.array_equal(rows, others)
+
+    return all(same(begin) for begin in range(0, head.shape[0], COMPARED_ROWS))
 
 
 def _rounded(name: str, weight: Weight, how: str) -> Weight:
@@ -120,6 +142,8 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
             raise UnsupportedModel(f"{CONFIG}: {named} is {value!r}, expected an integer from 1 on")
         return value
 
+    if settings.get("is_causal") is False:
+        raise UnsupportedModel(f"{CONFIG}: is_causal is False: attention both ways is not supported")
     hidden, heads = size("hidden"), size("heads")
     kv_heads = size("kv_heads", heads)
     if heads % kv_heads:
@@ -160,27 +184,41 @@ def _option(settings: Json, where: str | Callable[[Json], object] | None, defaul
 
 
 def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
-    """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones."""
-    parameters = _object(settings, "rope_parameters")
-    if "full_attention" in parameters:
-        parameters = _object(parameters, "full_attention")
-    scaling = {**_object(settings, "rope_scaling"), **parameters}
-    share = scaling.get("partial_rotary_factor")
-    share = settings.get("partial_rotary_factor", settings.get("rotary_pct")) if share is None else share
-    share = 1.0 if share is None else share
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UnsupportedModel(f"{CONFIG}: {share!r} of a head is rotated, expected a number above 0 up to 1")
-    dims = settings.get("rotary_dim") or int(head_dim * share)
-    base = scaling.get("rope_theta", settings.get("rope_theta", settings.get("rotary_emb_base", 10000.0)))
-    if not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
-        raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
+    """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones.
+
+    A `rope_scaling` beside it was added by hand, as model cards tell to, and is what counts.
+    """
+    keys = architecture.hf_rope_keys
+    scaling, parameters = _object(settings, "rope_scaling"), _object(settings, "rope_parameters")
+    scaling = {**_object(parameters, "full_attention"), **scaling} if "full_attention" in parameters else scaling
+    scaling = scaling or parameters
+    base = scaling.get("rope_theta", settings.get(keys.base_key, keys.base))
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base <= 1e12:
-        raise UnsupportedModel(f"{CONFIG}: rope_theta is {base!r}, expected a number above 1")
-    original = settings.get("original_max_position_embeddings")
-    if original is not None:
-        scaling = {"original_max_position_embeddings": original, **scaling}
+        raise UnsupportedModel(f"{CONFIG}: {keys.base_key} is {base!r}, expected a number above 1")
+    dims = _rotated(settings, scaling, keys, head_dim)
     plain = Rope(dims, float(base), architecture.hf_rope)
+    original = settings.get(
+        "original_max_position_embeddings", keys.original
+    )  # of the whole model, where the file names two
+    scaling = scaling if original is None else {**scaling, "original_max_position_embeddings": original}
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
+
+
+def _rotated(settings: Json, scaling: Json, keys: RopeKeys, head_dim: int) -> int:
+    """Rotated dimensions of a head."""
+    newer = "partial_rotary_factor"
+    key = newer if newer in scaling or keys.share_key is None else keys.share_key
+    share = scaling.get(key, settings.get(key))
+    share = keys.share if share is None else share
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, expected a number above 0 up to 1")
+    if keys.share_key is None and share != keys.share:
+        raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, but the architecture rotates whole heads")
+    dims = int(head_dim * share) if keys.dims_key is None else settings.get(keys.dims_key, keys.dims)
+    dims = head_dim if dims is None else dims
+    if isinstance(dims, bool) or not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
+        raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
+    return dims
 
 
 def _object(settings: Json, key: str) -> Json:
@@ -264,13 +302,13 @@ def _tokenizer_name(path: Path) -> str:
 
 
 def _template(path: Path) -> Callable[[Tokenizer], ChatTemplate] | None:
-    source = chat_template(path)
+    source, tool_use = chat_template(path), chat_template(path, "tool_use")
     if source is None:
         return None
 
     def compiled(tokenizer: Tokenizer) -> ChatTemplate:
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
-        return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(path))
+        return ChatTemplate(source, bos_token=bos, eos_token=eos, origin=str(path), tool_use=tool_use)
 
     return compiled

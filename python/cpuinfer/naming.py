@@ -26,6 +26,9 @@ def arrange(stored: Mapping[str, Weight], names: Mapping[str, Target], config: C
         target, layer, expert = _find(stem, names, weight.name)
         for part, piece in _parts(target, weight, config):
             full = part.replace("{i}", str(layer)) + bias
+            twin = ours.get(full) if expert is None else experts.get(full, {}).get(expert)
+            if twin is not None:
+                raise UnsupportedModel(f"tensors {twin.name} and {weight.name} are the same weight of the model")
             if expert is None:
                 ours[full] = piece
             else:

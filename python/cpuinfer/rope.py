@@ -55,7 +55,7 @@ def _linear(rope: Rope, scaling: Mapping[str, Any], _: Positions) -> Rope:
 def _dynamic(rope: Rope, scaling: Mapping[str, Any], positions: Positions) -> Rope:
     """NTK-aware scaling: a larger base as the context grows (transformers' definition)."""
     factor = _number(scaling, "factor")
-    trained = _number(scaling, "original_max_position_embeddings", positions.trained)
+    trained = positions.trained  # whatever original_max_position_embeddings says
     length = max(positions.used, trained)
     if rope.dims < 4:
         raise UnsupportedModel(f"rope scaling 'dynamic' with {rope.dims} rotated dimensions, expected at least 4")

@@ -181,6 +181,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         raise CheckpointError(f"{path}: not an index of shards: {error!r}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{path}: weight_map is not an object of file names")
+    if SINGLE not in found.values() and (folder / SINGLE).exists():
+        raise CheckpointError(f"{path}: names other files than {SINGLE}, which is there too: expected one or the other")
     for name in found.values():
         if Path(name).name != name or name in {"", ".", ".."}:
             raise CheckpointError(f"{path}: {name!r} is not the name of a file in this folder")

@@ -286,7 +286,7 @@ def quantised(weight: Weight, how: str) -> Weight:
     A weight whose rows do not divide into groups stays as it is.
     """
     group = 64 if how == "nf4" else 32
-    if not weight.is_float or len(weight.shape) == 1 or weight.shape[1] % group:
+    if not weight.is_float or len(weight.shape) != 2 or weight.shape[1] % group:
         return weight
     round_rows = _ROUNDINGS[how]
 

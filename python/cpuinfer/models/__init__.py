@@ -59,6 +59,23 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeKeys:
+    """Where config.json says how heads are rotated, and what it means by saying nothing."""
+
+    base: float = 10000.0
+    base_key: str = "rope_theta"
+    share: float = 1.0
+    """Of a head, that is rotated."""
+    share_key: str | None = None
+    """None: whole heads, in every model of the architecture."""
+    dims_key: str | None = None
+    """Of the number of rotated dimensions, where the file gives that and not a share."""
+    dims: int = 0
+    original: int | None = None
+    """Positions trained for before scaling; None: those the scaling names."""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """What a file in this folder defines."""
 
@@ -72,6 +89,7 @@ class Architecture:
     hf_names: Mapping[str, Target] = field(default_factory=dict)
     """The same for safetensors, `{e}` standing for the expert, whose rows follow one another in ours."""
     hf_rope: RopeLayout = "halves"
+    hf_rope_keys: RopeKeys = field(default_factory=RopeKeys)
     hf_keys: Mapping[str, str | Callable[[Json], object]] = field(default_factory=dict)
     """Config field -> key of config.json, where it is not Llama's."""
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -107,6 +125,7 @@ def find(model_type: str) -> Architecture:
         getattr(module, "GGUF_ROPE", "halves"),
         getattr(module, "HF_NAMES", None) or _own_names(names),
         getattr(module, "HF_ROPE", "halves"),
+        getattr(module, "HF_ROPE_KEYS", RopeKeys()),
         getattr(module, "HF_KEYS", {}),
         getattr(module, "OPTIONS", {}),
         getattr(module, "HAS_ROPE", True),

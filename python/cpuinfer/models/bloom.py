@@ -31,8 +31,8 @@ HF_NAMES: dict[str, Target] = {
 }
 HF_KEYS = {
     "hidden": lambda settings: settings.get("hidden_size", settings.get("n_embed")),
-    "layers": "n_layer",
-    "heads": "n_head",
+    "layers": lambda settings: settings.get("n_layer", settings.get("num_hidden_layers")),
+    "heads": lambda settings: settings.get("n_head", settings.get("num_attention_heads")),
     "context": "seq_length",
     "norm_eps": "layer_norm_epsilon",
     "feed_forward": lambda settings: 4 * settings.get("hidden_size", settings.get("n_embed", 0)),

@@ -59,7 +59,7 @@ GGUF_NAMES: dict[str, Target] = {
 }
 OPTIONS = {
     "act": Option("gelu", hf="activation"),
-    "parallel": Option(True, hf="parallel_attn"),
+    "parallel": Option(True, hf=lambda settings: settings.get("parallel_attn", True) or False),
     "alibi": Option(False, hf=has_alibi),
 }
 

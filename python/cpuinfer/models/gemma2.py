@@ -28,7 +28,7 @@ GGUF_NAMES = {
 OPTIONS = {
     "act": Option("gelu_pytorch_tanh", hf="hidden_activation"),
     "norm_offset": Option(0.0, hf=lambda _: 1.0),  # converters to GGUF add it to the weights
-    "score_width": Option(0.0, hf="query_pre_attn_scalar"),
+    "score_width": Option(0.0, hf=lambda settings: settings.get("query_pre_attn_scalar", 256)),
     "sliding_window": Option(4096, hf="sliding_window", gguf="attention.sliding_window"),
     "layer_types": Option((), hf="layer_types"),
     "score_cap": cap("attn_logit_softcapping", 50.0),

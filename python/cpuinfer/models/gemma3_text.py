@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Json, Option, gemma2, llama
+from cpuinfer.models import Json, Option, RopeKeys, gemma2, llama
 from cpuinfer.ops import Value
 
 
@@ -24,6 +24,7 @@ def local_base(settings: Json) -> object:
 
 
 GGUF_ROPE = "halves"
+HF_ROPE_KEYS = RopeKeys(base=1e6)
 GGUF_NAMES = {
     **gemma2.GGUF_NAMES,
     "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
@@ -45,7 +46,7 @@ LARGEST = 62
 
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
-    c.expect(local_scaling="default", use_bidirectional_attention=False)
+    c.expect(local_scaling="default", use_bidirectional_attention=False, score_cap=0.0)
     x = g.embed("model.embed_tokens", scale=c.hidden**0.5)
     width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
     every = c.integer("every")

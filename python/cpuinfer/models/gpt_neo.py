@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from cpuinfer.config import Config
+from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.models import Json, Option, Target, gpt2
 from cpuinfer.ops import Value
 
 
-def layer_kinds(settings: Json) -> tuple[object, ...]:
-    """`attention_types`, such as [[["global", "local"], 6]], written out."""
-    return tuple(kind for kinds, count in settings.get("attention_types", ()) for _ in range(count) for kind in kinds)
+def layer_kinds(settings: Json) -> object:
+    """`attention_layers`, or `attention_types`, such as [[["global", "local"], 6]], written out."""
+    if "attention_layers" in settings:
+        return settings["attention_layers"]
+    types = settings.get("attention_types")
+    try:
+        return [kind for kinds, count in types or [[["global", "local"], 12]] for _ in range(count) for kind in kinds]
+    except (TypeError, ValueError):
+        raise UnsupportedModel(f"gpt_neo: attention_types is {types!r}, expected lists of kinds and a count") from None
 
 
 HAS_ROPE = False
@@ -46,7 +53,7 @@ OPTIONS = {
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
     kinds = c.items("layer_kinds")
-    if len(kinds) != c.layers or not set(kinds) <= {"global", "local"}:
+    if len(kinds) != c.layers or any(kind not in ("global", "local") for kind in kinds):
         c.expect(layer_kinds=f"{c.layers} of global and local")
     x = g.embed("model.embed_tokens", positions="model.embed_positions")
     for i, kind in enumerate(kinds):

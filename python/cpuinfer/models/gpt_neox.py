@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Split, Target
+from cpuinfer.models import Option, RopeKeys, Split, Target
 from cpuinfer.ops import Value
 
 _PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
@@ -34,6 +34,7 @@ HF_NAMES: dict[str, Target] = {
     "gpt_neox.final_layer_norm": "model.norm",
     "embed_out": "lm_head",
 }
+HF_ROPE_KEYS = RopeKeys(base_key="rotary_emb_base", share_key="rotary_pct", share=0.25)
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {
     "act": Option("gelu", hf="hidden_act"),

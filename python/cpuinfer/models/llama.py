@@ -65,6 +65,12 @@ def head(g: Graph, c: Config, x: Value) -> Value:
     return g.linear(g.norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")
 
 
+def expect_no_windows(c: Config) -> None:
+    """Refuse a model whose option `layer_types` gives a layer's attention a window."""
+    if any(has_window(c, i, otherwise=False) for i in range(c.layers)):
+        c.expect(layer_types=["full_attention"] * c.layers)
+
+
 def has_window(c: Config, i: int, *, otherwise: bool) -> bool:
     """Whether a layer's attention has a window: as the option `layer_types` says, where the file has it."""
     kinds = c.items("layer_types")

@@ -1,4 +1,4 @@
-"""Mistral: Llama with a window on attention, where the file names one."""
+"""Mistral and Ministral: Llama with a window on attention, where the file names one, in all layers or some."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     # Not named, it is that of the first version; null, there is none.
     "sliding_window": Option(0, hf=lambda settings: settings.get("sliding_window", 4096)),
+    "layer_types": Option((), hf="layer_types"),
 }
 
 
@@ -21,6 +22,7 @@ def build(g: Graph, c: Config) -> Value:
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            x = llama.attend(g, c, x, i, rope=c.rope, window=c.integer("sliding_window"))
+            window = c.integer("sliding_window") if llama.has_window(c, i, otherwise=True) else 0
+            x = llama.attend(g, c, x, i, rope=c.rope, window=window)
             x = llama.feed_forward(g, c, x)
     return llama.head(g, c, x)

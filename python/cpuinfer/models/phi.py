@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Split, Target, gpt2, gptj
+from cpuinfer.models import Option, RopeKeys, Split, Target, gpt2, gptj
 from cpuinfer.ops import Value
 
 GGUF_NAMES: dict[str, Target] = {
@@ -28,6 +28,7 @@ HF_NAMES: dict[str, Target] = {
     "model.final_layernorm": "model.norm",
     "lm_head": "lm_head",
 }
+HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", share=0.5)
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {"act": Option("gelu_new", hf="hidden_act"), "qk_layernorm": Option(False, hf="qk_layernorm")}
 

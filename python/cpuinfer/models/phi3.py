@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Split, llama
+from cpuinfer.models import Option, RopeKeys, Split, llama
 from cpuinfer.ops import Value
 
 _QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
@@ -20,6 +20,7 @@ HF_NAMES = {
     "model.layers.{i}.self_attn.qkv_proj": _QKV,
     "model.layers.{i}.mlp.gate_up_proj": _GATE_UP,
 }
+HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", original=4096)
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),

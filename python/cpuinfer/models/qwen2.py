@@ -9,8 +9,8 @@ from cpuinfer.ops import Value
 
 
 def window(settings: Json) -> object:
-    """The window of layers from `max_window_layers` on, if it is in use."""
-    return settings.get("sliding_window") if settings.get("use_sliding_window") else 0
+    """The window of layers from `max_window_layers` on, if it is in use; not named, it is of 4096."""
+    return settings.get("sliding_window", 4096) if settings.get("use_sliding_window") else 0
 
 
 GGUF_ROPE = "halves"

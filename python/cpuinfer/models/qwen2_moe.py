@@ -28,12 +28,14 @@ OPTIONS = {
     "experts": Option(60, hf=expert_count, gguf="expert_count"),
     "experts_used": Option(4, hf="num_experts_per_tok", gguf="expert_used_count"),
     "norm_topk_prob": Option(False, hf="norm_topk_prob"),
+    "layer_types": Option((), hf="layer_types"),
 }
 
 
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
     c.expect(decoder_sparse_step=1, mlp_only_layers=(), use_sliding_window=False)
+    llama.expect_no_windows(c)
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, llama
+from cpuinfer.models import Option, RopeKeys, llama
 from cpuinfer.ops import Value
 
 GGUF_ROPE = "halves"
 GGUF_NAMES = llama.GGUF_NAMES
+HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", share=0.25)
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),

@@ -19,6 +19,7 @@ BESIDE = frozenset(
     {
         *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
         *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "generation_config.json"),
+        "additional_chat_templates/tool_use.jinja",
     }
 )
 """What else of a folder is read."""

@@ -18,11 +18,11 @@ from cpuinfer.tokenizer.splits import SPLITS
 from cpuinfer.tokenizer.wordpiece import WordPiece
 
 if TYPE_CHECKING:
-    pass
+    from tokenizers import Tokenizer as FastTokenizer
 
 MOST_BYTES = 64 << 20
 """Of any of these files; the largest vocabularies in use take half of it."""
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def from_folder(path: Path) -> Tokenizer:
@@ -40,14 +40,17 @@ def from_folder(path: Path) -> Tokenizer:
     )
 
 
-def chat_template(path: Path) -> str | None:
-    """The folder's chat template: a file of its own, or the default one of tokenizer_config.json; None without."""
-    if (path / TEMPLATE).is_file():
-        return _read(path / TEMPLATE).decode("utf-8", errors="replace")
+def chat_template(path: Path, name: str = "default") -> str | None:
+    """The folder's chat template of a name: a file of its own, or in tokenizer_config.json; None without."""
+    own = path / (TEMPLATE if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja")
+    if own.is_file():
+        return _read(own).decode("utf-8", errors="replace")
     template = _settings(path, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        template = named.get(name)
+    elif name != "default":
+        return None
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template is not a text")
     return template
@@ -75,6 +78,7 @@ class JsonTokenizer(Tokenizer):
             for fast in (self._fast, self._plain):
                 fast.no_padding()
                 fast.no_truncation()
+                _add_missing(fast, path)
             vocabulary = self._fast.get_vocab(with_added_tokens=True)
             added = self._fast.get_added_tokens_decoder()
             first = self._fast.encode("", add_special_tokens=True).ids[:1]
@@ -109,6 +113,17 @@ class JsonTokenizer(Tokenizer):
         return token.replace(SPACE, " ").encode()
 
 
+def _add_missing(fast: FastTokenizer, path: Path) -> None:
+    """Add what tokenizer_config.json and added_tokens.json name, tokenizer.json lacks and the model has a row for."""
+    from tokenizers import AddedToken
+
+    rows = _settings(path, "config.json").get("vocab_size")
+    for i, (text, kind) in sorted(_added_tokens(path).items()):
+        free = i == fast.get_vocab_size(with_added_tokens=True) and _is_id(i, rows if isinstance(rows, int) else i + 1)
+        if free and fast.token_to_id(text) is None:
+            fast.add_tokens([AddedToken(text, special=kind == CONTROL, normalized=False)])
+
+
 def _by_id(vocabulary: Mapping[str, int], where: Path) -> list[str]:
     size = max(vocabulary.values()) + 1
     if size > 4 * len(vocabulary) + 1024:
@@ -137,7 +152,10 @@ def _special(
         found = _settings(path, source).get("eos_token_id")
         ends += [i for i in (found if isinstance(found, list) else [found]) if _is_id(i, len(tokens))]
         start = _settings(path, source).get("bos_token_id")
-        bos_id = start if bos_id is None and _is_id(start, len(tokens)) else bos_id
+        if "bos_token" not in settings and bos_id is None and _is_id(start, len(tokens)):
+            bos_id = start
+    if bos_id is None and set(first) & control - set(ends):  # it has one, whatever the other files say
+        bos_id = first[0]
     add_bos = settings.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = list(first) == [bos_id]
@@ -207,7 +225,7 @@ def _added_tokens(path: Path) -> dict[int, tuple[str, int]]:
 
 
 def _vocabulary_and_merges(path: Path) -> Tokenizer:
-    """GPT-2's two files; its pre-tokenizer is taken."""
+    """GPT-2's two files; they do not say how words are cut: as GPT-2 does, or as Qwen 2 in its models and Qwen 3's."""
     where = path / "vocab.json"
     vocabulary = _settings(path, "vocab.json")
     if not vocabulary or not all(_is_id(i, 1 << 24) for i in vocabulary.values()):
@@ -220,10 +238,17 @@ def _vocabulary_and_merges(path: Path) -> Tokenizer:
 
     if any(len(merge) != 2 for merge in merges):
         refuse("a merge that is not of two tokens")
-    tokens = _by_id(vocabulary, where)
-    control = frozenset(i for i, token in enumerate(tokens) if token.startswith("<|") and token.endswith("|>"))
-    bpe = build_bpe(vocabulary, merges, SPLITS["gpt-2"], refuse)  # type: ignore[arg-type]
-    return ByteLevel(tokens, _special(path, tokens, control, frozenset(), []), bpe)
+    added = {i: entry for i, entry in _added_tokens(path).items() if entry[0] not in vocabulary}
+    if clash := added.keys() & set(vocabulary.values()):
+        raise CheckpointError(f"{where}: id {min(clash)} is that of {added[min(clash)][0]!r} too")
+    tokens = _by_id({**vocabulary, **{text: i for i, (text, _) in added.items()}}, where)
+    named = {i for i, token in enumerate(tokens) if token.startswith("<|") and token.endswith("|>")}
+    control = frozenset(named | {i for i, (_, kind) in added.items() if kind == CONTROL})
+    said = ("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")
+    kinds = [str(_settings(path, name).get(key)).lower() for name, key in said]
+    split = SPLITS["qwen2" if any(kind.startswith(("qwen2", "qwen3")) for kind in kinds) else "gpt-2"]
+    bpe = build_bpe(vocabulary, merges, split, refuse)  # type: ignore[arg-type]
+    return ByteLevel(tokens, _special(path, tokens, control, frozenset(added) - control, []), bpe)
 
 
 def _vocabulary(path: Path) -> Tokenizer:
