@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing of every reader: any input is read or refused by an error of ours, in little room and time.
 
-    pip install . atheris pytest gguf safetensors
-    python fuzz/readers.py all --seconds 120        # every reader, one after another
-    python fuzz/readers.py tokenizer --seconds 600 --seed 7
-    python fuzz/readers.py tokenizer crash-0123...  # an input that was found, once more
+pip install . atheris pytest gguf safetensors
+python fuzz/readers.py all --seconds 120        # every reader, one after another
+python fuzz/readers.py tokenizer --seconds 600 --seed 7
+python fuzz/readers.py tokenizer crash-0123...  # an input that was found, once more
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def read_model(path: Path) -> None:
     """A model from its first byte to packed weights, its tokenizer and its template."""
     blueprint = loader.open_model(path)
     source = blueprint.source
+    loader.load_program(blueprint, threads=1)
     tokenizer = source.tokenizer()
     if source.chat_template is not None:
         source.chat_template(tokenizer).render(MESSAGES)
-    loader.load_program(blueprint, threads=1)
 
 
 def read_tokenizer(path: Path) -> None:

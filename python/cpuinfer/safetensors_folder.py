@@ -182,6 +182,6 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{path}: weight_map is not an object of file names")
     for name in found.values():
-        if Path(name).name != name or name in {"", ".", ".."}:
+        if Path(name).name != name or name in {"", ".", ".."} or not name.isprintable():
             raise CheckpointError(f"{path}: {name!r} is not the name of a file in this folder")
     return found
