@@ -10,16 +10,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import published_models
+from cpuinfer.tokenizer.keys import BYTE, CONTROL, NORMAL, UNKNOWN
+from cpuinfer.tokenizer.sentence_pieces import SPACE, model_proto
 from fixtures.bad_gguf import BAD, build
 from tiny_folder import tensors_of, write_folder
 from tiny_gguf import CHAT_TEMPLATE, write_tiny_llama
 
-from cpuinfer.tokenizer.keys import BYTE, CONTROL, NORMAL, UNKNOWN
-from cpuinfer.tokenizer.sentence_pieces import SPACE, model_proto
-
 TEMPLATES = (
     CHAT_TEMPLATE,
-    "{%- for m in messages -%}{{ '<s>' + m.role | upper }}{{ m.content | trim }}{{ m | tojson(indent=2) }}{%- endfor %}",
+    "{%- for m in messages -%}{{ '<s>' + m.role | upper }}{{ m.content }}{{ m | tojson(indent=2) }}{%- endfor %}",
     "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% set ns.n = ns.n + i %}{% endfor %}{{ 'a' * ns.n }}",
     "{% macro f(x, y=[]) %}{% if x %}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(3) ~ tools }}",
     "{{ messages | map(attribute='content') | join(', ') }}{{ strftime_now('%Y') }}{{ '%s' | format(bos_token) }}",

@@ -61,7 +61,7 @@ def test_a_list_where_a_configuration_has_a_name_or_truth_is_not_a_crash(folder:
     sound = path.read_text()
     path.write_text(json.dumps({**json.loads(sound), key: [[]]}))
     try:
-        with pytest.raises((UnsupportedModel, CheckpointError), match="supported|lm_head"):
+        with pytest.raises((UnsupportedModel, CheckpointError), match=r"supported|lm_head"):
             loader.open_model(folder)
     finally:
         path.write_text(sound)
