@@ -1,8 +1,8 @@
 """Chat messages to the text of a prompt, by the template a model file carries.
 
 A template is a program from a file that may be hostile.  jinja2's immutable sandbox keeps it from Python's internals;
-here its work is bounded as well: seconds and printed characters for a rendering, the length of a range, and the size
-of what an operator makes.  What one call of a filter or a string method allocates is not bounded.
+here its work is bounded as well: processor time and printed characters for a rendering, the length of a range, and
+the size of what an operator makes and of what a call may be asked for.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MAX_SOURCE = 1 << 20
 """Characters of a template."""
 MAX_OUTPUT = 1 << 24
 """Characters that one rendering may print, and that one operator may make."""
-MAX_SECONDS = 10.0
-"""Time that one rendering may take."""
+MAX_SECONDS = 1.0
+"""Processor time that one rendering may take; those of long conversations take milliseconds."""
 _MAX_POWER_BITS = 4096
 
 
@@ -40,14 +40,14 @@ class _Exhausted(Exception):
 class _Budget:
     """What one rendering may still use."""
 
-    deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
+    deadline: float = field(default_factory=lambda: time.thread_time() + MAX_SECONDS)
     characters: int = MAX_OUTPUT
 
     def spend(self, characters: int = 0) -> None:
         self.characters -= characters
         if self.characters < 0:
             raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")
-        if time.monotonic() > self.deadline:
+        if time.thread_time() > self.deadline:
             raise _Exhausted(f"takes more than {MAX_SECONDS:g} seconds")
 
 

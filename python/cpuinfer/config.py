@@ -93,10 +93,10 @@ class Config:
     def activation(self, option: str = "act") -> Activation:
         """An activation function, by the name the graph has for what Hugging Face calls it."""
         value = self.options[option]
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise UnsupportedModel(f"{self.model_type}: activation {value!r}, supported: {known}")
-        return _ACTIVATIONS[str(value)]
+        return _ACTIVATIONS[value]
 
     def _number(self, option: str) -> float:
         value = self.options[option]

@@ -165,9 +165,7 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
         vocabulary=size("vocabulary"),
         context=trained,
         norm_eps=float(eps),
-        tied=settings.get("tie_word_embeddings") in {None, True}
-        if _tied_by_default(architecture.model_type)
-        else settings.get("tie_word_embeddings") is True,
+        tied=_option(settings, "tie_word_embeddings", _tied_by_default(architecture.model_type)) is True,
         rope=_read_rope(settings, architecture, head_dim, trained, context) if architecture.has_rope else None,
         options={option: _option(settings, entry.hf, entry.default) for option, entry in architecture.options.items()},
     )

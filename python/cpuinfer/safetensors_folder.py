@@ -184,6 +184,6 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if SINGLE not in found.values() and (folder / SINGLE).exists():
         raise CheckpointError(f"{path}: names other files than {SINGLE}, which is there too: expected one or the other")
     for name in found.values():
-        if Path(name).name != name or name in {"", ".", ".."}:
+        if Path(name).name != name or name in {"", ".", ".."} or not name.isprintable():
             raise CheckpointError(f"{path}: {name!r} is not the name of a file in this folder")
     return found

@@ -76,7 +76,7 @@ def has_window(c: Config, i: int, *, otherwise: bool) -> bool:
     kinds = c.items("layer_types")
     if not kinds:
         return otherwise
-    if len(kinds) != c.layers or kinds[i] not in {"full_attention", "sliding_attention"}:
+    if len(kinds) != c.layers or kinds[i] not in ("full_attention", "sliding_attention"):
         expected = f"full_attention or sliding_attention for each of {c.layers} layers"
         raise UnsupportedModel(f"{c.model_type}: layer_types is {kinds}, expected {expected}")
     return kinds[i] == "sliding_attention"

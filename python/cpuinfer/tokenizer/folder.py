@@ -47,8 +47,8 @@ def chat_template(path: Path, name: str = "default") -> str | None:
         return _read(own).decode("utf-8", errors="replace")
     template = _settings(path, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get(name)
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == name)
+        template = next(named, {}).get("template")
     elif name != "default":
         return None
     if template is not None and not isinstance(template, str):
@@ -65,13 +65,9 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as Fast
 
-        where = path / "tokenizer.json"
+        self._where = where = path / "tokenizer.json"
         text = _read(where)
-
-        def refuse(fault: str) -> NoReturn:
-            raise CheckpointError(f"{where}: not a sound tokenizer: {fault}")
-
-        with guarded(refuse):
+        with guarded(self._refuse):
             self._fast = Fast.from_buffer(text)
             self._plain = Fast.from_buffer(text)
             self._plain.encode_special_tokens = True
@@ -84,7 +80,7 @@ class JsonTokenizer(Tokenizer):
             first = self._fast.encode("", add_special_tokens=True).ids[:1]
             lead = self._fast.encode("a", add_special_tokens=False).ids[:1]
         if not vocabulary:
-            refuse("its vocabulary is empty")
+            self._refuse("its vocabulary is empty")
         tokens = _by_id(vocabulary, where)
         control = frozenset(i for i, token in added.items() if token.special)
         special = _special(path, tokens, control, frozenset(added) - control, first)
@@ -92,12 +88,16 @@ class JsonTokenizer(Tokenizer):
         adds_space = self._byte_of is None and "".join(tokens[i] for i in lead).startswith(SPACE)
         super().__init__(tokens, replace(special, adds_space=adds_space))
 
+    def _refuse(self, fault: str) -> NoReturn:
+        raise CheckpointError(f"{self._where}: not a sound tokenizer: {fault}")
+
     def _encode_all(self, text: str, *, parse_special: bool) -> list[int]:
         fast = self._fast if parse_special else self._plain
-        return list(fast.encode(text, add_special_tokens=False).ids)
+        with guarded(self._refuse):
+            return list(fast.encode(text, add_special_tokens=False).ids)
 
     def _encode_piece(self, piece: str) -> Sequence[int]:
-        return self._fast.encode(piece, add_special_tokens=False).ids
+        return self._encode_all(piece, parse_special=True)
 
     def _piece_bytes(self, token: str, _: int, /) -> bytes:
         if self._byte_of is not None:
@@ -126,12 +126,17 @@ def _add_missing(fast: FastTokenizer, path: Path) -> None:
 
 def _by_id(vocabulary: Mapping[str, int], where: Path) -> list[str]:
     size = max(vocabulary.values()) + 1
-    if size > 4 * len(vocabulary) + 1024:
-        raise CheckpointError(f"{where}: {len(vocabulary)} tokens with ids up to {size - 1}")
+    _check_gaps(len(vocabulary), size, where)
     tokens = [f"<unused {i}>" for i in range(size)]  # ids that some vocabularies leave out
     for token, i in vocabulary.items():
         tokens[i] = token
     return tokens
+
+
+def _check_gaps(named: int, size: int, where: Path) -> None:
+    """Ids without a token take room as well: no file may ask for many more than it names."""
+    if size > 4 * named + 1024:
+        raise CheckpointError(f"{where}: {named} tokens with ids up to {size - 1}")
 
 
 def _special(
@@ -189,6 +194,7 @@ def _sentence_pieces(path: Path) -> Tokenizer:
         types = [6 if processor.is_byte(i) else CONTROL if processor.is_control(i) else NORMAL for i in range(size)]
         bos, eos, first = processor.bos_id(), processor.eos_id(), processor.encode("a")
     added = _added_tokens(path)
+    _check_gaps(len(tokens) + len(added), max(added, default=0) + 1, path)
     for i in sorted(added):
         if i >= len(tokens):
             tokens += [f"<unused {n}>" for n in range(len(tokens), i + 1)]
@@ -214,13 +220,11 @@ def _added_tokens(path: Path) -> dict[int, tuple[str, int]]:
     found: dict[int, tuple[str, int]] = {}
     decoder = _settings(path, "tokenizer_config.json").get("added_tokens_decoder")
     for key, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if str(key).isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        if key.isdecimal() and len(key) < 10 and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             found[int(key)] = (entry["content"], CONTROL if entry.get("special") else USER_DEFINED)
     for text, i in _settings(path, "added_tokens.json").items():
         if _is_id(i, 1 << 24) and i not in found:
             found[i] = (text, USER_DEFINED)
-    if any(i >= 1 << 24 for i in found):
-        raise CheckpointError(f"{path}: an added token's id of {max(found)}, expected at most {1 << 24}")
     return found
 
 
@@ -268,6 +272,7 @@ def _settings(path: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(_read(path / name))
+        json.dumps(found, ensure_ascii=False).encode()  # JSON can spell half of a surrogate pair, which is not text
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / name}: not JSON: {error}") from None
     if not isinstance(found, dict):
