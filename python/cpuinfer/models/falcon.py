@@ -24,8 +24,8 @@ _PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
 _HF: dict[str, Target] = {
     "word_embeddings": "model.embed_tokens",
     "h.{i}.input_layernorm": "model.layers.{i}.input_layernorm",
-    "h.{i}.ln_attn": "model.layers.{i}.input_layernorm",
-    "h.{i}.ln_mlp": "model.layers.{i}.post_attention_layernorm",
+    "h.{i}.ln_attn": "model.layers.{i}.attention_layernorm",
+    "h.{i}.ln_mlp": "model.layers.{i}.input_layernorm",
     "h.{i}.post_attention_layernorm": "model.layers.{i}.post_attention_layernorm",
     "h.{i}.self_attention.query_key_value": Split(_PARTS, "qkv", interleaved=True),
     "h.{i}.self_attention.dense": "model.layers.{i}.self_attn.o_proj",
@@ -49,7 +49,7 @@ HF_KEYS = {
 GGUF_NAMES: dict[str, Target] = {
     "token_embd": "model.embed_tokens",
     "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-    "blk.{i}.attn_norm_2": "model.layers.{i}.input_layernorm",
+    "blk.{i}.attn_norm_2": "model.layers.{i}.attention_layernorm",
     "blk.{i}.attn_qkv": Split(_PARTS, "qkv"),
     "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
     "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
@@ -73,7 +73,9 @@ def build(g: Graph, c: Config) -> Value:
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
             h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            own = f"model.layers.{i}.attention_layernorm" in g.shapes
+            read = g.layer_norm(x, "attention_layernorm", c.norm_eps) if own else h
+            q, k, v = g.linears(read, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
             a = g.attention(
                 q,
                 k,
@@ -88,8 +90,6 @@ def build(g: Graph, c: Config) -> Value:
             attended = g.linear(a, "self_attn.o_proj", residual=x)
             if not c.flag("parallel"):
                 h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
-            elif f"model.layers.{i}.post_attention_layernorm" in g.shapes:
-                h = g.layer_norm(x, "post_attention_layernorm", c.norm_eps)
             m = g.linear(h, "mlp.up_proj", act=c.activation())
             x = g.linear(m, "mlp.down_proj", residual=attended)
     return gpt2.head(g, c, x)
