@@ -34,7 +34,7 @@ def conv1d(name: str, values: Array, _config: Config) -> Array:
 
 
 def heads_apart(name: str, values: Array, config: Config) -> Array:
-    """Those of a key-value head lie together in the folder; in the file all queries come first, then keys, then values."""
+    """Those of a key-value head lie together in the folder; in the file queries come first, then keys, then values."""
     if "query_key_value" not in name:
         return values
     groups = values.reshape(config.kv_heads, config.heads // config.kv_heads + 2, config.head_dim, *values.shape[1:])
