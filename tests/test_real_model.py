@@ -149,7 +149,7 @@ first boats came in. Fishermen bought bread there, still warm, and talked about 
 white with steam, so that from the street one could see only the light of the lamps and the shape of people moving.
 
 When the railway came, the town changed. Visitors arrived on Saturdays, walked along the beach, looked at the lighthouse
-and went home on Sunday evening with small parcels of biscuits under their arms. The second bakery made a good living from
+and went home on Sunday evening with small parcels of biscuits under their arms. The second bakery lived well on
 those biscuits. The third sold cakes for weddings, and since most people marry in summer, it closed from November to the
 end of February. Each of the three families believed that the other two would not last for another ten years.
 """
