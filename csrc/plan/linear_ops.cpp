@@ -100,9 +100,9 @@ Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
     return {std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem), row_blocks};
   }
   const PackedMatrix& first = *op.weights[0];
-  const int64_t panel_bytes = first.bytes() / first.panels();
-  const int64_t most = op.kind == OpKind::kGlu ? kPanelsPerItem : ceil_div(panels, workers);
-  return {std::clamp<int64_t>(kItemBytes / panel_bytes, 1, std::min(most, ceil_div(panels, workers))), row_blocks};
+  const int64_t wanted = workers == 1 ? panels : kItemBytes / (first.bytes() / first.panels());
+  const int64_t most = op.kind == OpKind::kGlu ? kPanelsPerItem : panels;
+  return {std::clamp<int64_t>(wanted, 1, std::min(most, ceil_div(panels, workers))), row_blocks};
 }
 
 int64_t Plan::count_pieces(const Op& op, const Cut& cut) noexcept {

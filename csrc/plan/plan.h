@@ -90,7 +90,7 @@ class Plan {
     int32_t* starts;    // of each tile in that order, and the end of the last
   };
   static constexpr int64_t kPanelsPerItem = 8;
-  static constexpr int64_t kItemBytes = 64 << 10;  // of weights: for one row some microseconds
+  static constexpr int64_t kItemBytes = 128 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kRowBlock =
       8 * kTileRows;                         // rows of an item: what a chunk's panels, once read, are used for
   static constexpr std::size_t kPhases = 5;  // of an op, at most
