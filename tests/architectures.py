@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cpuinfer import huggingface, models
+from cpuinfer import _core, huggingface, loader, models
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
+from cpuinfer.loader import Blueprint
 from cpuinfer.naming import arrange
 from cpuinfer.reference import Reference
 from cpuinfer.weights import Weight
@@ -132,6 +133,16 @@ def our_graph(config: Config, weights: dict[str, Array]) -> Graph:
 def our_logits(config: Config, weights: dict[str, Array], tokens: Sequence[int]) -> Array:
     """Logits after each token, by the oracle."""
     return Reference(our_graph(config, weights), weights.__getitem__).logits(tokens)
+
+
+def native_logits(blueprint: Blueprint, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Logits after each token, by the native core in steps of 16."""
+    program = loader.load_program(blueprint, threads=2)
+    session = _core.Session(program, threads=2, batch=64, context=256, cache_pages=64)
+    sequence = session.open()
+    starts = range(0, len(tokens), 16)
+    pieces = [session.step([(sequence, tokens[at : at + 16], "logits", None)])[0] for at in starts]
+    return np.concatenate(pieces)
 
 
 def random_tokens(count: int) -> list[int]:

@@ -18,6 +18,7 @@ from cpuinfer import models
 from cpuinfer.config import Config
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, EXPERTS, SHARED = 96, 32, 4, 4, 2, 12, 48, 4, 32
+Keys = Mapping[str, float | int | str]
 SETTINGS: Options = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -60,7 +61,7 @@ class Case:
     model_type: str
     arch: ARCH
     settings: Options = field(default_factory=dict)
-    metadata: Mapping[str, float | int | str] = field(default_factory=dict)
+    metadata: Keys = field(default_factory=dict)
     permuted: bool = False
     """Rows of a head go from (i, i + pairs) to (2 i, 2 i + 1)."""
     norm_offset: float = 0.0
@@ -97,31 +98,42 @@ def shape_of(stem: str, case: Case) -> tuple[int, ...]:
 
 def write(path: Path, case: Case, folder: Mapping[str, Array], config: Config) -> Path:
     """The folder as llama.cpp's converter writes it."""
-    arch = case.arch
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(HEAD_DIM)
-    writer.add_value_length(HEAD_DIM)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for key, value in case.metadata.items():
-        add[type(value)](f"{writer.arch}.{key}", value)
-    names = gguf.get_tensor_name_map(arch, LAYERS)
-    for name, values in converted(case, folder).items():
-        ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert ours is not None, name
-        writer.add_tensor(ours, values.astype(np.float32))
+    keys: Keys = {
+        "block_count": LAYERS,
+        "context_length": config.context,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": WIDTH,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM,
+        "rope.dimension_count": HEAD_DIM,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        **case.metadata,
+    }
     factors = dict(case.factors)
     if case.permuted and config.rope is not None and config.rope.factors:
         factors["rope_freqs.weight"] = list(config.rope.factors)
-    for name, numbers in factors.items():
-        writer.add_tensor(name, np.asarray(numbers, np.float32))
+    tables = {name: np.asarray(numbers, np.float64) for name, numbers in factors.items()}
+    return save(path, case.arch, keys, {**file_names(case.arch, converted(case, folder)), **tables})
+
+
+def file_names(arch: ARCH, folder: Mapping[str, Array]) -> dict[str, Array]:
+    """Tensors of a folder by their names in a file."""
+    names = gguf.get_tensor_name_map(arch, LAYERS)
+    found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in folder}
+    assert None not in found.values(), found
+    return {str(found[name]): values for name, values in folder.items()}
+
+
+def save(path: Path, arch: ARCH, keys: Keys, tensors: Mapping[str, Array]) -> Path:
+    """A GGUF file in float32; the keys are given without the architecture's name."""
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in keys.items():
+        add[type(value)](f"{writer.arch}.{key}", value)
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

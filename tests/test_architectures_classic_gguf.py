@@ -1,9 +1,8 @@
-"""GGUF files of the architectures older than Llama: what llama.cpp's converter makes of a folder computes the same."""
+"""GGUF files of the architectures older than Llama, or unlike it: a converted folder means and computes the same."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,128 +10,84 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import Array, Options, exact, our_logits, random_tokens, read_config, save, settings_of
-from cpuinfer import models
-from cpuinfer.config import Config
+from architectures import Options, exact, native_logits, our_logits, random_tokens, read_config
+from converted_classic_gguf import CASES, HEAD_DIM, HIDDEN, make_folder, write
+from converted_gguf import save
+from cpuinfer import loader, models
+from cpuinfer.config import Rope
+from cpuinfer.errors import UnsupportedModel
 from cpuinfer.gguf import open_source
 from cpuinfer.naming import arrange
+from cpuinfer.reference import Reference
 
-pytest.importorskip("torch", reason="needs the parity extra")
-pytest.importorskip("transformers", reason="needs the parity extra")
-from safetensors.numpy import load_file
-
-Convert = Callable[[str, Array, Config], Array]
-
-
-def as_stored(_name: str, values: Array, _config: Config) -> Array:
-    return values
-
-
-def conv1d(name: str, values: Array, _config: Config) -> Array:
-    """GPT-2 has (inputs, outputs)."""
-    return values.T if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name) else values
-
-
-def heads_apart(name: str, values: Array, config: Config) -> Array:
-    """Those of a key-value head lie together in the folder; in the file queries come first, then keys, then values."""
-    if "query_key_value" not in name:
-        return values
-    groups = values.reshape(config.kv_heads, config.heads // config.kv_heads + 2, config.head_dim, *values.shape[1:])
-    parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
-    return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
-
-
-SAME: Options = {"num_key_value_heads": None}
-HALF: Options = {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 10000.0}
-GPT2: Options = {**SAME, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}
-NEOX: Options = {**SAME, "rope_parameters": HALF}
-ROTATED = {"rope.dimension_count": 6}
-# Name: configuration class, options, architecture in the file, keys it has beside the usual, numbers.
-CASES: dict[str, tuple[str, Options, ARCH, dict[str, bool | int], Convert]] = {
-    "gpt_neox": ("GPTNeoXConfig", NEOX, ARCH.GPTNEOX, {**ROTATED, "use_parallel_residual": True}, heads_apart),
-    "gpt_neox, in sequence": (
-        "GPTNeoXConfig",
-        {**NEOX, "use_parallel_residual": False},
-        ARCH.GPTNEOX,
-        {**ROTATED, "use_parallel_residual": False},
-        heads_apart,
-    ),
-    "gpt2": ("GPT2Config", GPT2, ARCH.GPT2, {}, conv1d),
-    "bloom": ("BloomConfig", {**SAME, "n_layer": 3, "n_head": 4}, ARCH.BLOOM, {}, heads_apart),
-    "falcon 7b": ("FalconConfig", {"multi_query": True, "parallel_attn": True}, ARCH.FALCON, {}, heads_apart),
-    "falcon 40b": ("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, ARCH.FALCON, {}, heads_apart),
-    "phi": ("PhiConfig", {"num_key_value_heads": 4}, ARCH.PHI2, ROTATED, as_stored),
-    "starcoder2": ("Starcoder2Config", {"sliding_window": None}, ARCH.STARCODER2, {}, as_stored),
-    "stablelm": (
-        "StableLmConfig",
-        {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
-        ARCH.STABLELM,
-        {**ROTATED, "use_parallel_residual": False},
-        as_stored,
-    ),
-    "stablelm, parallel": (
-        "StableLmConfig",
-        {"use_parallel_residual": True, "partial_rotary_factor": 0.5},
-        ARCH.STABLELM,
-        {**ROTATED, "use_parallel_residual": True},
-        as_stored,
-    ),
+HEAD_NORMS = {"blk.{i}.attn_q_norm", "blk.{i}.attn_k_norm"}
+NAMES: dict[str, tuple[ARCH, set[str]]] = {
+    # model type -> the architecture in GGUF files, and its names that are refused: in no file, or of StableLM 2 12B.
+    "gpt_neox": (ARCH.GPTNEOX, set()),
+    "gpt2": (ARCH.GPT2, set()),
+    "bloom": (ARCH.BLOOM, set()),
+    "falcon": (ARCH.FALCON, set()),
+    "phi": (ARCH.PHI2, {"blk.{i}.ffn_norm"}),
+    "starcoder2": (ARCH.STARCODER2, {"rope_freqs", "blk.{i}.attn_rot_embd"}),
+    "stablelm": (ARCH.STABLELM, {"rope_freqs", *HEAD_NORMS}),
 }
 
 
-def write(path: Path, name: str, folder: dict[str, Array], config: Config) -> Path:
-    """The folder as llama.cpp's converter writes it."""
-    _, _, arch, keys, convert = CASES[name]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_block_count(config.layers)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.hidden)
-    writer.add_feed_forward_length(config.feed_forward)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_layer_norm_eps(config.norm_eps)
-    for key, value in keys.items():
-        (writer.add_bool if isinstance(value, bool) else writer.add_uint32)(f"{writer.arch}.{key}", value)
-    names = gguf.get_tensor_name_map(arch, config.layers)
-    for stored, values in folder.items():
-        known = (
-            names.get_name(n, try_suffixes=(".weight", ".bias")) for n in (stored, stored.removeprefix("transformer."))
-        )
-        ours = next(filter(None, known), None)
-        assert ours is not None, stored
-        writer.add_tensor(ours, np.ascontiguousarray(convert(stored, values, config), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+@pytest.mark.parametrize("model_type", NAMES)
+def test_every_name_that_gguf_lists_is_mapped_or_refused(model_type: str) -> None:
+    arch, refused = NAMES[model_type]
+    listed = {gguf.TENSOR_NAMES[tensor].replace("{bid}", "{i}") for tensor in gguf.MODEL_TENSORS[arch]}
+    assert listed - set(models.find(model_type).gguf_names) == refused
+    assert models.GGUF_NAMES.get(name := gguf.MODEL_ARCH_NAMES[arch], name) == model_type
+
+
+UNSAID: dict[str, Options] = {"falcon": {"rope_base": None}, "stablelm": {"parallel": False}}
+"""What is read where only a file's tensors tell."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_converted_file_says_what_its_folder_does(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    config = read_config(case.settings)
+    expected = replace(config, options={**config.options, **UNSAID.get(config.model_type, {})})
+    if name == "falcon2 11b":
+        expected = replace(expected, rope=Rope(HEAD_DIM, 10000.0, "halves"))
+    assert open_source(write(tmp_path / "model.gguf", case, make_folder(case))).config == expected
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_converted_file_computes_what_its_folder_does(name: str, tmp_path: Path) -> None:
-    kind, options, *_ = CASES[name]
-    save(tmp_path, kind, options)
-    settings = settings_of(tmp_path)
-    config, tokens = read_config(settings), random_tokens(50)
-    folder = {n: x.astype(np.float32).astype(np.float64) for n, x in load_file(tmp_path / "model.safetensors").items()}
+    case, tokens = CASES[name], random_tokens(50)
+    config, folder = read_config(case.settings), make_folder(case)
     stored = {name.removesuffix(".weight"): exact(name, values) for name, values in folder.items()}
     weights = arrange(stored, models.find(config.model_type).hf_names, config)
     expected = our_logits(config, {name: weight.floats() for name, weight in weights.items()}, tokens)
-    source = open_source(write(tmp_path / "model.gguf", name, folder, config))
-    assert source.config.model_type == config.model_type
+    source = open_source(write(tmp_path / "model.gguf", case, folder))
     found = our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, tokens)
-    # GGUF has the epsilon in float32.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    # The numbers are the same and in the same order: at most products over other matrices round differently.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
-ABSENT = {"rope_freqs", *(f"blk.{{i}}.{name}" for name in ("attn_rot_embd", "attn_q_norm", "attn_k_norm"))}
-"""Listed, but in no file of an architecture as supported: tables we compute, norms of heads."""
+@pytest.mark.parametrize("name", CASES)
+def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> None:
+    blueprint = loader.open_model(write(tmp_path / "model.gguf", CASES[name], make_folder(CASES[name])))
+    tokens = random_tokens(50)
+    expected = Reference(blueprint.graph, blueprint.weight).logits(tokens)
+    # Keys and values are kept in fp16, 2 ** -11 off, which grows through four layers; ops have their bounds elsewhere.
+    np.testing.assert_allclose(native_logits(blueprint, tokens), expected, rtol=0, atol=0.01 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("arch", sorted({case[2] for case in CASES.values()}), ids=lambda arch: arch.name)
-def test_every_name_that_gguf_lists_is_mapped_or_refused(arch: ARCH) -> None:
-    listed = {gguf.TENSOR_NAMES[tensor].replace("{bid}", "{i}") for tensor in gguf.MODEL_TENSORS[arch]}
-    name = gguf.MODEL_ARCH_NAMES[arch]
-    known = set(models.find(models.GGUF_NAMES.get(name, name)).gguf_names)
-    unused = {"blk.{i}.ffn_norm"} if arch == ARCH.PHI2 else set()  # its blocks have one norm
-    assert listed - known <= ABSENT | unused
+@pytest.mark.parametrize("model_type", NAMES)
+def test_a_refused_tensor_is_named_in_the_error(model_type: str) -> None:
+    architecture = models.find(model_type)
+    config = read_config(next(case.settings for case in CASES.values() if case.settings["model_type"] == model_type))
+    for name in sorted({"blk.{i}.attn_sinks", *NAMES[model_type][1]}):
+        stored = name.replace("{i}", "1")
+        with pytest.raises(UnsupportedModel, match=f"{stored}.weight is not part of the architecture"):
+            arrange({stored: exact(f"{stored}.weight", np.zeros((2, 2)))}, architecture.gguf_names, config)
+
+
+def test_gptj_which_no_converter_writes_is_refused_in_gguf_files(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.gguf", ARCH.GPTJ, {}, {"token_embd.weight": np.zeros((4, HIDDEN))})
+    with pytest.raises(UnsupportedModel, match="'gptj' is supported in safetensors folders, not in GGUF files"):
+        open_source(path)

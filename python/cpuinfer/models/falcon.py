@@ -1,6 +1,10 @@
-"""Falcon: 7B (one key-value head), 40B and 180B (grouped heads, two LayerNorms), RW (ALiBi, blocks in sequence)."""
+"""Falcon: 7B (one key-value head), 40B and 180B (grouped heads, two LayerNorms), Falcon 2 11B (grouped heads, one),
+RW (ALiBi, blocks in sequence).
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph, alibi_slopes
@@ -13,6 +17,11 @@ def kv_heads(settings: Json) -> object:
     if settings.get("new_decoder_architecture"):
         return settings.get("num_kv_heads")
     return 1 if settings.get("multi_query", True) else settings.get("num_attention_heads")
+
+
+def rope_base(settings: Json) -> object:
+    """What config.json means though it says nothing."""
+    return settings.get("rope_theta", 10000.0)
 
 
 def has_alibi(settings: Json) -> object:
@@ -61,7 +70,10 @@ OPTIONS = {
     "act": Option("gelu", hf="activation"),
     "parallel": Option(True, hf=lambda settings: settings.get("parallel_attn", True) or False),
     "alibi": Option(False, hf=has_alibi),
+    "rope_base": Option(None, hf=rope_base, gguf="rope.freq_base"),
 }
+FALCON2_BASE = 500042.0
+"""Of rotations in Falcon 2 11B, the one model with grouped heads and one LayerNorm; converters to GGUF leave it out."""
 
 
 def build(g: Graph, c: Config) -> Value:
@@ -69,12 +81,14 @@ def build(g: Graph, c: Config) -> Value:
     rope, slopes = c.rope, ()
     if c.flag("alibi"):  # added before the scores are scaled
         rope, slopes = None, tuple(slope * c.head_dim**-0.5 for slope in alibi_slopes(c.heads))
+    own_norm = "model.layers.0.attention_layernorm" in g.shapes
+    if rope is not None and c.options["rope_base"] is None and c.kv_heads > 1 and not own_norm:
+        rope = replace(rope, base=FALCON2_BASE)
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
             h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-            own = f"model.layers.{i}.attention_layernorm" in g.shapes
-            read = g.layer_norm(x, "attention_layernorm", c.norm_eps) if own else h
+            read = g.layer_norm(x, "attention_layernorm", c.norm_eps) if own_norm else h
             q, k, v = g.linears(read, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
             a = g.attention(
                 q,

@@ -13,7 +13,7 @@ HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", share=0.25)
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
-    "parallel": Option(False, hf="use_parallel_residual", gguf="use_parallel_residual"),
+    "parallel": Option(False, hf="use_parallel_residual"),  # GGUF's key is true where config.json said nothing
     "qk_layernorm": Option(False, hf="qk_layernorm"),
 }
 
@@ -21,6 +21,7 @@ OPTIONS = {
 def build(g: Graph, c: Config) -> Value:
     """Record the forward pass; returns the logits."""
     c.expect(qk_layernorm=False)
+    parallel = c.flag("parallel") or "model.layers.0.post_attention_layernorm" not in g.shapes
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
@@ -28,7 +29,7 @@ def build(g: Graph, c: Config) -> Value:
             q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
             a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
             attended = g.linear(a, "self_attn.o_proj", residual=x)
-            if not c.flag("parallel"):
+            if not parallel:
                 h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
             m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act=c.activation())
             x = g.linear(m, "mlp.down_proj", residual=attended)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Target, gpt2, llama
+from cpuinfer.models import Json, Option, Target, gpt2, llama
 from cpuinfer.ops import Value
+
+
+def window(settings: Json) -> object:
+    """Positions that attention reaches back; 0 for all."""
+    return settings.get("sliding_window") or 0
+
 
 GGUF_ROPE = "halves"
 GGUF_NAMES: dict[str, Target] = {name: ours for name, ours in llama.GGUF_NAMES.items() if "ffn_gate" not in name}
@@ -17,7 +23,8 @@ HF_NAMES: dict[str, Target] = {
 HF_KEYS = {"norm_eps": "norm_epsilon"}
 OPTIONS = {
     "act": Option("gelu_pytorch_tanh", hf="hidden_act"),
-    "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
+    # Converters to GGUF leave it out; all published models have 4096 (arXiv 2402.19173).
+    "sliding_window": Option(4096, hf=window, gguf="attention.sliding_window"),
 }
 
 
