@@ -13,7 +13,7 @@ import numpy as np
 from gguf import MODEL_ARCH as ARCH
 
 from architectures import Array, Options
-from converted_gguf import HIDDEN, LAYERS, VOCABULARY, Keys, file_names, save
+from converted_gguf import HIDDEN, LAYERS, VOCABULARY, Keys, file_names, fuse, save
 
 HEADS, KV_HEADS, HEAD_DIM, ROTATED = 4, 2, HIDDEN // 4, 4
 WIDTH = 4 * HIDDEN  # most of these converters write no other
@@ -78,18 +78,6 @@ def write(path: Path, case: Case, folder: Mapping[str, Array]) -> Path:
     converted = {name.removeprefix(prefix): case.convert(name, values) for name, values in folder.items()}
     tensors = file_names(case.arch, converted)
     return save(path, case.arch, keys, fuse(tensors) if case.fused else tensors)
-
-
-def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Rows of the query, the key and the value after one another in one tensor."""
-    out: dict[str, Array] = {}
-    for name, values in tensors.items():
-        if ".attn_q." in name:
-            parts = [tensors[name.replace(".attn_q.", f".attn_{part}.")] for part in "qkv"]
-            out[name.replace(".attn_q.", ".attn_qkv.")] = np.concatenate(parts)
-        elif ".attn_k." not in name and ".attn_v." not in name:
-            out[name] = values
-    return out
 
 
 def turned(name: str, values: Array) -> Array:
@@ -342,10 +330,11 @@ CASES = {
         "input_layernorm",
     ),
     "phi": phi(),
-    "phi, as first published": phi(fused=True),
+    "phi, fused": phi(fused=True),  # or converted when the folder had it so
     "starcoder2": starcoder2({"sliding_window": 4096}, {}),
     "starcoder2, a window that the file names": starcoder2({"sliding_window": 6}, {"attention.sliding_window": 6}),
+    "starcoder2, fused": starcoder2({"sliding_window": 4096}, {}, fused=True),
     "stablelm": stablelm({"use_parallel_residual": False}),
     "stablelm, silent about its blocks": stablelm({}),
-    "stablelm, parallel": stablelm({"use_parallel_residual": True}, parallel=True),
+    "stablelm, parallel and fused": stablelm({"use_parallel_residual": True}, parallel=True, fused=True),
 }

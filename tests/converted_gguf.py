@@ -70,6 +70,8 @@ class Case:
     """Ends of names that this folder has not, of those the architecture knows."""
     biased: tuple[str, ...] = ()
     factors: Mapping[str, list[float]] = field(default_factory=dict)
+    fused: bool = False
+    """Queries, keys and values end up in one tensor."""
 
 
 def make_folder(case: Case) -> dict[str, Array]:
@@ -115,7 +117,20 @@ def write(path: Path, case: Case, folder: Mapping[str, Array], config: Config) -
     if case.permuted and config.rope is not None and config.rope.factors:
         factors["rope_freqs.weight"] = list(config.rope.factors)
     tables = {name: np.asarray(numbers, np.float64) for name, numbers in factors.items()}
-    return save(path, case.arch, keys, {**file_names(case.arch, converted(case, folder)), **tables})
+    tensors = file_names(case.arch, converted(case, folder))
+    return save(path, case.arch, keys, {**(fuse(tensors) if case.fused else tensors), **tables})
+
+
+def fuse(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Rows of the query, the key and the value after one another in one tensor."""
+    out: dict[str, Array] = {}
+    for name, values in tensors.items():
+        if ".attn_q." in name:
+            parts = [tensors[name.replace(".attn_q.", f".attn_{part}.")] for part in "qkv"]
+            out[name.replace(".attn_q.", ".attn_qkv.")] = np.concatenate(parts)
+        elif ".attn_k." not in name and ".attn_v." not in name:
+            out[name] = values
+    return out
 
 
 def file_names(arch: ARCH, folder: Mapping[str, Array]) -> dict[str, Array]:

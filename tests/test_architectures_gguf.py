@@ -69,6 +69,7 @@ MIX = {"expert_count": EXPERTS, "expert_used_count": 2}
 CASES = {
     "llama": Case("llama", ARCH.LLAMA, permuted=True),
     "llama, tied": Case("llama", ARCH.LLAMA, {"tie_word_embeddings": True}, permuted=True, absent=("lm_head",)),
+    "llama, fused": Case("llama", ARCH.LLAMA, permuted=True, fused=True),
     "llama, its 3.1 scaling": Case(
         "llama",
         ARCH.LLAMA,
@@ -87,6 +88,7 @@ CASES = {
     ),
     "mixtral": Case("mixtral", ARCH.LLAMA, {}, MIX, permuted=True),
     "qwen2": Case("qwen2", ARCH.QWEN2, biased=QKV),
+    "qwen2, fused": Case("qwen2", ARCH.QWEN2, biased=QKV, fused=True),
     "qwen3": Case("qwen3", ARCH.QWEN3),
     "gemma2": Case(
         "gemma2",

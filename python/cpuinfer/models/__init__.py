@@ -104,6 +104,10 @@ GGUF_NAMES = {
     "phi2": "phi",
 }
 """GGUF's `general.architecture` -> our file, where they differ."""
+FUSED: Mapping[str, Target] = {
+    "blk.{i}.attn_qkv": Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
+}
+"""What converters to GGUF make of separate queries, keys and values when asked to."""
 
 
 def supported() -> tuple[str, ...]:
@@ -121,7 +125,7 @@ def find(model_type: str) -> Architecture:
     return Architecture(
         model_type,
         module.build,
-        names,
+        {**FUSED, **names} if "blk.{i}.attn_q" in names else names,
         getattr(module, "GGUF_ROPE", "halves"),
         getattr(module, "HF_NAMES", None) or _own_names(names),
         getattr(module, "HF_ROPE", "halves"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, Split, Target, gpt2, gptj
+from cpuinfer.models import Option, RopeKeys, Target, gpt2, gptj
 from cpuinfer.ops import Value
 
 GGUF_NAMES: dict[str, Target] = {
     "token_embd": "model.embed_tokens",
     "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-    "blk.{i}.attn_qkv": Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv"),
     **{f"blk.{{i}}.attn_{part}": f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"},
     "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
     "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",

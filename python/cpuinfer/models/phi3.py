@@ -12,7 +12,6 @@ _GATE_UP = Split(("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_pro
 GGUF_ROPE = "halves"
 GGUF_NAMES = {
     **{name: ours for name, ours in llama.GGUF_NAMES.items() if "ffn_gate" not in name},
-    "blk.{i}.attn_qkv": _QKV,
     "blk.{i}.ffn_up": _GATE_UP,
 }
 HF_NAMES = {
