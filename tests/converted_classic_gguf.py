@@ -23,8 +23,7 @@ EPSILON = 2.0**-17  # GGUF has it in float32
 Shapes = Mapping[str, tuple[int, ...]]
 Convert = Callable[[str, Array], Array]
 NORM, SQUARE, UP, DOWN = (HIDDEN,), (HIDDEN, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)
-TABLE, FUSED, GROUPED = (VOCABULARY, HIDDEN), (3 * HIDDEN, HIDDEN), ((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)
-KV = (KV_HEADS * HEAD_DIM, HIDDEN)
+TABLE, FUSED, KV = (VOCABULARY, HIDDEN), (3 * HIDDEN, HIDDEN), (KV_HEADS * HEAD_DIM, HIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,34 +306,3 @@ def stablelm(settings: Options, *, parallel: bool = False, fused: bool = False) 
         unbiased=("embed_tokens", "lm_head", "o_proj", *feed_forward),
         fused=fused,
     )
-
-
-CASES = {
-    "gpt_neox": neox(parallel=True),
-    "gpt_neox, in sequence": neox(parallel=False),
-    "gpt2": gpt2(),
-    "gpt2, as first published": gpt2(prefix=""),
-    "gpt2, a head of its own": gpt2(head=True),
-    "bloom": bloom("transformer."),
-    "bloom, as first published": bloom(""),
-    "falcon 7b": falcon({"multi_query": True, "parallel_attn": True}, 1, "input_layernorm"),
-    "falcon 40b": falcon({"new_decoder_architecture": True, "num_kv_heads": KV_HEADS}, KV_HEADS, "ln_attn", "ln_mlp"),
-    "falcon2 11b": falcon(
-        {
-            "new_decoder_architecture": True,
-            "num_kv_heads": KV_HEADS,
-            "num_ln_in_parallel_attn": 1,
-            "rope_theta": 500042.0,
-        },
-        KV_HEADS,
-        "input_layernorm",
-    ),
-    "phi": phi(),
-    "phi, fused": phi(fused=True),  # or converted when the folder had it so
-    "starcoder2": starcoder2({"sliding_window": 4096}, {}),
-    "starcoder2, a window that the file names": starcoder2({"sliding_window": 6}, {"attention.sliding_window": 6}),
-    "starcoder2, fused": starcoder2({"sliding_window": 4096}, {}, fused=True),
-    "stablelm": stablelm({"use_parallel_residual": False}),
-    "stablelm, silent about its blocks": stablelm({}),
-    "stablelm, parallel and fused": stablelm({"use_parallel_residual": True}, parallel=True, fused=True),
-}

@@ -11,7 +11,20 @@ import pytest
 from gguf import MODEL_ARCH as ARCH
 
 from architectures import Options, exact, native_logits, our_logits, random_tokens, read_config
-from converted_classic_gguf import CASES, HEAD_DIM, HIDDEN, make_folder, write
+from converted_classic_gguf import (
+    HEAD_DIM,
+    HIDDEN,
+    KV_HEADS,
+    bloom,
+    falcon,
+    gpt2,
+    make_folder,
+    neox,
+    phi,
+    stablelm,
+    starcoder2,
+    write,
+)
 from converted_gguf import save
 from cpuinfer import loader, models
 from cpuinfer.config import Rope
@@ -41,6 +54,35 @@ def test_every_name_that_gguf_lists_is_mapped_or_refused(model_type: str) -> Non
     assert models.GGUF_NAMES.get(name := gguf.MODEL_ARCH_NAMES[arch], name) == model_type
 
 
+CASES = {
+    "gpt_neox": neox(parallel=True),
+    "gpt_neox, in sequence": neox(parallel=False),
+    "gpt2": gpt2(),
+    "gpt2, as first published": gpt2(prefix=""),
+    "gpt2, a head of its own": gpt2(head=True),
+    "bloom": bloom("transformer."),
+    "bloom, as first published": bloom(""),
+    "falcon 7b": falcon({"multi_query": True, "parallel_attn": True}, 1, "input_layernorm"),
+    "falcon 40b": falcon({"new_decoder_architecture": True, "num_kv_heads": KV_HEADS}, KV_HEADS, "ln_attn", "ln_mlp"),
+    "falcon2 11b": falcon(
+        {
+            "new_decoder_architecture": True,
+            "num_kv_heads": KV_HEADS,
+            "num_ln_in_parallel_attn": 1,
+            "rope_theta": 500042.0,
+        },
+        KV_HEADS,
+        "input_layernorm",
+    ),
+    "phi": phi(),
+    "phi, fused": phi(fused=True),  # or converted when the folder had it so
+    "starcoder2": starcoder2({"sliding_window": 4096}, {}),
+    "starcoder2, a window that the file names": starcoder2({"sliding_window": 6}, {"attention.sliding_window": 6}),
+    "starcoder2, fused": starcoder2({"sliding_window": 4096}, {}, fused=True),
+    "stablelm": stablelm({"use_parallel_residual": False}),
+    "stablelm, silent about its blocks": stablelm({}),
+    "stablelm, parallel and fused": stablelm({"use_parallel_residual": True}, parallel=True, fused=True),
+}
 UNSAID: dict[str, Options] = {"falcon": {"rope_base": None}, "stablelm": {"parallel": False}}
 """What is read where only a file's tensors tell."""
 
