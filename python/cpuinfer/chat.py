@@ -2,7 +2,7 @@
 
 A template is a program from a file that may be hostile.  jinja2's immutable sandbox keeps it from Python's internals;
 here its work is bounded as well: processor time and printed characters for a rendering, the length of a range, and
-the size of what an operator makes.
+the size of what an operator makes.  What one call of a filter or a string method allocates is not bounded.
 """
 
 from __future__ import annotations
