@@ -187,8 +187,8 @@ void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& r
   const auto start = std::chrono::steady_clock::now();
   const bool slept = team_.run(body, crew_.active());
   const auto now = std::chrono::steady_clock::now();
-  crew_.report(static_cast<int>(step.rows), now - start, slept || plan_.phases().held_up(), now);
   if (plan_.phases().abandoned()) throw Error(Fault::kCancelled, "the step was cancelled");
+  crew_.report(static_cast<int>(step.rows), now - start, slept || plan_.phases().held_up(), now);
   for (std::size_t i = 0; i < errors.size(); ++i) {
     if (errors[i]) results[outputs_[i].feed].error = errors[i];
   }
