@@ -33,6 +33,14 @@ SMALL: Options = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
+ENCODER: Options = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 
 
 class _Float64:
@@ -55,13 +63,22 @@ def in_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
+def configuration(kind: str, options: Options) -> Any:
+    """A configuration; beside an image encoder, the options are those of the text part."""
+    import transformers
+
+    if kind == "Gemma3Config":
+        options = {"text_config": options, "vision_config": ENCODER}
+    return getattr(transformers, kind)(**options)
+
+
 def save(folder: Path, kind: str, options: Options) -> Any:
     """A random model of a configuration class, saved to a folder; its weights are large enough for all to matter."""
     import torch
     import transformers
 
     torch.manual_seed(len(kind) + len(options))
-    config = getattr(transformers, kind)(**{**SMALL, **options})
+    config = configuration(kind, {**SMALL, **options})
     model = (
         transformers.AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", experts_implementation="eager"
@@ -101,11 +118,12 @@ def our_weights(folder: Path, config: Config) -> dict[str, Array]:
     """The folder's tensors by our names."""
     from safetensors.numpy import load_file
 
+    architecture = models.find(config.model_type)
     stored = {}
     for name, values in load_file(folder / "model.safetensors").items():
-        stored[name.removesuffix(".weight")] = exact(name, values.astype(np.float64))
-    names = models.find(config.model_type).hf_names
-    return {name: weight.floats() for name, weight in arrange(stored, names, config).items()}
+        if not name.startswith(architecture.hf_left_out):
+            stored[name.removesuffix(".weight")] = exact(name, values.astype(np.float64))
+    return {name: weight.floats() for name, weight in arrange(stored, architecture.hf_names, config).items()}
 
 
 def exact(name: str, values: Array) -> Weight:

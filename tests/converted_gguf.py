@@ -18,7 +18,7 @@ from cpuinfer import models
 from cpuinfer.config import Config
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, EXPERTS, SHARED = 96, 32, 4, 4, 2, 12, 48, 4, 32
-Keys = Mapping[str, float | int | str]
+Keys = Mapping[str, float | int | str | list[bool]]
 SETTINGS: Options = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -144,7 +144,7 @@ def file_names(arch: ARCH, folder: Mapping[str, Array]) -> dict[str, Array]:
 def save(path: Path, arch: ARCH, keys: Keys, tensors: Mapping[str, Array]) -> Path:
     """A GGUF file in float32; the keys are given without the architecture's name."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
     for key, value in keys.items():
         add[type(value)](f"{writer.arch}.{key}", value)
     for name, values in tensors.items():

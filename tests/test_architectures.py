@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from architectures import configuration
 from cpuinfer import loader, models
 from cpuinfer.reference import Reference
 
@@ -62,7 +63,9 @@ CASES: dict[str, tuple[str, Options]] = {
     "phi3": ("Phi3Config", {"pad_token_id": 0}),
     "phi3, long": ("Phi3Config", {"rope_parameters": LONG, "original_max_position_embeddings": 64, "pad_token_id": 0}),
     "phi3, window": ("Phi3Config", {"sliding_window": 9, "pad_token_id": 0}),
+    "gemma3": ("Gemma3Config", {"head_dim": 16, "sliding_window": 6, "num_hidden_layers": 7}),
     "olmo2": ("Olmo2Config", {}),
+    "olmo3": ("Olmo3Config", {"sliding_window": 6, "num_hidden_layers": 5}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "pad_token_id": 0}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 5}),
     "qwen2_moe": ("Qwen2MoeConfig", {**MIX, "shared_expert_intermediate_size": 64}),
@@ -109,7 +112,7 @@ CASES: dict[str, tuple[str, Options]] = {
 def save(folder: Path, kind: str, options: Options) -> Any:
     """A random model of transformers, saved as float32 and returned in float64; weights large enough to matter."""
     torch.manual_seed(len(kind) + len(options))
-    config = getattr(transformers, kind)(**{**SMALL, **options})
+    config = configuration(kind, {**SMALL, **options})
     attention = "sdpa" if options.get("alibi") else "eager"  # Falcon's eager path adds ALiBi twice
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation=attention, experts_implementation="eager"

@@ -134,9 +134,23 @@ CASES: dict[str, tuple[str, Options]] = {
         },
     ),
     "olmo2": ("Olmo2Config", {}),
+    "gemma3": ("Gemma3Config", {"head_dim": 16, "sliding_window": 6, "num_hidden_layers": 7}),
     "olmo2, shared keys, biases, tied": (
         "Olmo2Config",
         {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "olmo3": ("Olmo3Config", {"sliding_window": 6, "num_hidden_layers": 5}),
+    "olmo3, kinds of layers, biases, tied": (
+        "Olmo3Config",
+        {"sliding_window": 6, "layer_types": [FULL, LOCAL, FULL], "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "olmo3, yarn where there is no window": (
+        "Olmo3Config",
+        {
+            "sliding_window": 6,
+            "num_hidden_layers": 5,
+            "rope_parameters": {FULL: YARN, LOCAL: {**PLAIN_ROPE, "rope_theta": 5000.0}},
+        },
     ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5}),
     "smollm3, layers named": ("SmolLM3Config", {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": False}),

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import Options, exact, native_logits, our_logits, random_tokens, read_config
+from architectures import Options, exact, native_logits, our_graph, our_logits, random_tokens, read_config
 from converted_gguf import EXPERTS, HEAD_DIM, HEADS, KV_HEADS, SETTINGS, Case, make_folder, write
 from cpuinfer import loader, models
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.gguf import ROPE_TENSORS, open_source
 from cpuinfer.naming import arrange
+from cpuinfer.ops import Attention
 from cpuinfer.reference import Reference
 
 Metadata = dict[str, float | int | str]
@@ -38,6 +39,7 @@ NAMES: dict[str, tuple[ARCH, frozenset[str]]] = {
     "gemma3_text": (ARCH.GEMMA3, frozenset()),
     "phi3": (ARCH.PHI3, frozenset()),
     "olmo2": (ARCH.OLMO2, frozenset()),
+    "olmo3": (ARCH.OLMO2, frozenset()),
     "smollm3": (ARCH.SMOLLM3, frozenset({"blk.{i}.attn_rot_embd"})),
     "qwen2_moe": (ARCH.QWEN2MOE, frozenset()),
     "qwen3_moe": (ARCH.QWEN3MOE, frozenset()),
@@ -64,6 +66,7 @@ def test_a_refused_tensor_is_named_in_the_error(model_type: str) -> None:
 
 LONG, SHORT = [1.0 + i / 2 for i in range(6)], [1.0 + i / 8 for i in range(6)]
 QKV = (".q_proj", ".k_proj", ".v_proj")
+WHOLE_NORMS = {"q_norm": (HEADS * HEAD_DIM,), "k_norm": (KV_HEADS * HEAD_DIM,)}
 FUSED = (*QKV, ".gate_proj", ".up_proj")
 MIX = {"expert_count": EXPERTS, "expert_used_count": 2}
 CASES = {
@@ -154,7 +157,47 @@ CASES = {
         absent=FUSED,
         factors={"rope_factors_long.weight": LONG, "rope_factors_short.weight": SHORT},
     ),
-    "olmo2": Case("olmo2", ARCH.OLMO2, shapes={"q_norm": (HEADS * HEAD_DIM,), "k_norm": (KV_HEADS * HEAD_DIM,)}),
+    "olmo2": Case("olmo2", ARCH.OLMO2, shapes=WHOLE_NORMS),
+    "olmo3": Case(
+        "olmo3",
+        ARCH.OLMO2,
+        {"sliding_window": 6, "rope_theta": 500000.0},
+        {
+            "attention.sliding_window": 6,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "rope.freq_base": 500000.0,
+        },
+        shapes=WHOLE_NORMS,
+    ),
+    "olmo3, scaled where there is no window": Case(
+        "olmo3",
+        ARCH.OLMO2,
+        {
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "attention_factor": 1.25,
+                    "original_max_position_embeddings": 32,
+                    "rope_theta": 500000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            },
+        },
+        {
+            "attention.sliding_window": 6,
+            "attention.sliding_window_pattern": [False, True, False, True],
+            "rope.freq_base": 500000.0,
+            "rope.freq_base_swa": 5000.0,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.yarn_attn_factor": 1.25,
+        },
+        shapes=WHOLE_NORMS,
+    ),
     "smollm3": Case("smollm3", ARCH.SMOLLM3, {"tie_word_embeddings": True}, permuted=True, absent=("lm_head",)),
     "qwen2_moe": Case("qwen2_moe", ARCH.QWEN2MOE, {}, MIX, biased=QKV),
     "qwen3_moe": Case("qwen3_moe", ARCH.QWEN3MOE, {"norm_topk_prob": True}, MIX),
@@ -212,15 +255,15 @@ MEANT: dict[str, tuple[Metadata, Options, float]] = {
     ),
     "yarn with a factor for scores": (
         {**YARN_40, "rope.scaling.attn_factor": 0.5, "rope.scaling.yarn_attn_factor": 0.25},
-        {"rope_type": "yarn", "factor": 40.0},
-        0.125,
+        {"rope_type": "yarn", "factor": 40.0, "attention_factor": 0.25},
+        0.5,
     ),
     "a factor for scores alone": ({"rope.scaling.attn_factor": 0.5}, {}, 0.5),
 }
 
 
 @pytest.mark.parametrize("name", MEANT)
-def test_keys_of_rope_scaling_mean_what_llama_cpp_takes_them_for(name: str, tmp_path: Path) -> None:
+def test_keys_of_rope_scaling_mean_what_converters_wrote_them_for(name: str, tmp_path: Path) -> None:
     metadata, meant, magnitude = MEANT[name]
     case = Case("llama", ARCH.LLAMA, {}, metadata, permuted=True)
     config = read_config({**SETTINGS, "model_type": "llama", "rope_scaling": meant})
@@ -270,9 +313,10 @@ def test_the_experts_of_older_mixtral_files_are_found_one_by_one() -> None:
     np.testing.assert_array_equal(arranged["model.layers.2.mlp.experts.up_proj"].floats()[:, 0], [0, 0, 0, 1, 1, 1])
 
 
-def test_an_olmo_3_file_is_refused_though_it_says_olmo2(tmp_path: Path) -> None:
-    case = Case("olmo2", ARCH.OLMO2, {}, {"attention.sliding_window": 4096}, shapes=CASES["olmo2"].shapes)
-    config = read_config({**SETTINGS, "model_type": "olmo2"})
+def test_gemma_3_without_a_key_for_its_window_has_none(tmp_path: Path) -> None:
+    case = Case("gemma3_text", ARCH.GEMMA3, {}, {"rope.freq_base": 1e6}, norm_offset=1.0, absent=("lm_head",))
+    config = read_config({**SETTINGS, "model_type": "gemma3_text"})
     source = open_source(write(tmp_path / "model.gguf", case, make_folder(case), config))
-    with pytest.raises(UnsupportedModel, match="sliding_window is 4096"):
-        our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, [1])
+    graph = our_graph(source.config, {name: weight.floats() for name, weight in source.weights.items()})
+    attentions = [op for op in graph.ops if isinstance(op, Attention)]
+    assert {(op.window, op.rope) for op in attentions} == {(0, source.config.rope)}

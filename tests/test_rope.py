@@ -134,8 +134,9 @@ def test_the_plain_rope_is_read_from_the_keys_of_its_architecture(
 @pytest.mark.parametrize("model_type", [name for name in supported() if find(name).has_rope])
 def test_a_configuration_that_says_nothing_of_its_rope_means_its_architecture_s(model_type: str) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoConfig.for_model(model_type)
-    found = read_config({**theirs.to_dict(), "rope_parameters": None}, find(model_type)).rope
+    theirs = transformers.AutoConfig.for_model(model_type).get_text_config()
+    said = {**theirs.to_dict(), "rope_parameters": None}
+    found = read_config({**said, "text_config": said}, find(model_type)).rope
     meant = getattr(theirs, "rope_parameters", None) or {"rope_theta": 10000.0, "rope_type": "default"}
     meant = meant.get("full_attention", meant)
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads

@@ -62,6 +62,7 @@ def describe(path: str | Path, context: int | None = None, *, quantize: str | No
             weights=weights, cache=cache, scratch=scratch_bytes(config, positions), overhead=OVERHEAD
         ),
         bytes_per_token=weights - sum(source.weights[name].packed_bytes for name in _looked_up(config, source)),
+        left_out=source.left_out,
     )
 
 

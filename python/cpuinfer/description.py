@@ -70,3 +70,5 @@ class Description:
     memory: MemoryEstimate
     bytes_per_token: int
     """Packed bytes of weights read to decode one token."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the model that the files have and nothing reads: `vision_tower`."""

@@ -44,6 +44,8 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0.0,),
 }
 """Keys that change what is computed, with the values that leave it as it is here."""
+VARIANTS = {"llama": ("mixtral", "expert_count"), "olmo2": ("olmo3", "attention.sliding_window")}
+"""Architectures of which a key that is not 0 makes another."""
 TEMPLATE, TOOL_USE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
 
 
@@ -90,8 +92,9 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
 def find_architecture(checkpoint: Checkpoint) -> Architecture:
     """The architecture that a GGUF file names."""
     name = checkpoint.require("general.architecture", str)
-    if name == "llama" and checkpoint.optional("llama.expert_count", int, 0):
-        name = "mixtral"
+    variant, key = VARIANTS.get(name, (name, ""))
+    if key and checkpoint.optional(f"{name}.{key}", int, 0):
+        name = variant
     architecture = models.find(models.GGUF_NAMES.get(name, name))
     if not architecture.gguf_names:
         raise UnsupportedModel(f"architecture {name!r} is supported in safetensors folders, not in GGUF files")
@@ -160,7 +163,8 @@ def _option(checkpoint: Checkpoint, arch: str, option: Option) -> object:
     key = f"{arch}.{option.gguf}"
     if option.gguf is None or key not in checkpoint.metadata:
         return option.default
-    return checkpoint.metadata[key]
+    value = checkpoint.metadata[key]
+    return value[:MOST_SIZE].tolist() if isinstance(value, np.ndarray) else value
 
 
 def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int, positions: Positions) -> Rope | None:
@@ -195,10 +199,11 @@ def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int
             raise UnsupportedModel(f"tensor {ROPE_FACTORS} beside rope.scaling.type {kind!r}, factor {factor:g}")
         return replace(rope, factors=_read_factors(checkpoint, ROPE_FACTORS, dims // 2), magnitude=attention_factor)
     if (kind, factor) != ("linear", 1.0):
-        scaling |= {"factor": factor}
+        # Converters' name for the attention_factor of config.json.
+        magnitude = _scaling(checkpoint, arch, "yarn_attn_factor", 0.0) or None
+        scaling |= {"factor": factor, "attention_factor": magnitude}
         scaling |= {key: _scaling(checkpoint, arch, f"yarn_{key}", usual) for key, usual in BETAS.items()}
         rope = scaled(rope, scaling, positions)
-    attention_factor *= _scaling(checkpoint, arch, "yarn_attn_factor", 1.0)
     return replace(rope, magnitude=rope.magnitude * attention_factor)
 
 

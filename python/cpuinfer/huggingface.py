@@ -61,7 +61,6 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     if any((path / name).is_file() for name in ADAPTERS):
         raise UnsupportedModel(f"{path}: an adapter beside the weights: merge it into them, or take it away")
     settings = read_json(path / CONFIG)
-    settings = _inner(settings)
     architecture = models.find(_text(settings, "model_type", path))
     tensors = SafetensorsFolder(path)
     config = read_config(settings, architecture, name=path.resolve().name, context=context)
@@ -69,7 +68,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     published = reader(packed) if isinstance(packed, Mapping) else None
     if published is not None and quantize is not None:
         raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out quantize (--quantize)")
-    stored = _stored(tensors, published)
+    stored = _stored(tensors, published, architecture.hf_left_out)
     ours = arrange(stored, architecture.hf_names, config)
     _check(ours, config)
     if config.tied and "lm_head" in ours:
@@ -89,6 +88,11 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
         tokenizer_name=_tokenizer_name(path),
         tokenizer=lambda: Tokenizer.from_folder(path),
         chat_template=_template(path),
+        left_out=tuple(
+            part.rstrip(".")
+            for part in architecture.hf_left_out
+            if any(name.startswith(part) for name in tensors.names())
+        ),
     )
 
 
@@ -124,6 +128,7 @@ def _rounded(name: str, weight: Weight, how: str) -> Weight:
 
 def read_config(settings: Json, architecture: Architecture, *, name: str = "", context: int | None = None) -> Config:
     """A config.json in our terms.  Raises UnsupportedModel for what it lacks and for values that cannot be."""
+    settings = _of_the_text(settings, architecture)
 
     def get(field: str) -> object:
         key = {**_KEYS, **architecture.hf_keys}[field]
@@ -165,15 +170,18 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
         vocabulary=size("vocabulary"),
         context=trained,
         norm_eps=float(eps),
-        tied=_option(settings, "tie_word_embeddings", _tied_by_default(architecture.model_type)) is True,
+        tied=settings.get("tie_word_embeddings") is True,
         rope=_read_rope(settings, architecture, head_dim, trained, context) if architecture.has_rope else None,
         options={option: _option(settings, entry.hf, entry.default) for option, entry in architecture.options.items()},
     )
 
 
-def _tied_by_default(model_type: str) -> bool:
-    """transformers leaves out of config.json what is its default."""
-    return model_type in {"gpt2", "gpt_neo", "bloom", "opt", "falcon", "gemma2", "gemma3_text", "starcoder2", "smollm3"}
+def _of_the_text(settings: Json, architecture: Architecture) -> Json:
+    """What a configuration says of the language model, and what it means by leaving out the rest."""
+    if architecture.hf_part is None:
+        return {**architecture.hf_defaults, **settings}
+    whole = {key: settings[key] for key in ("tie_word_embeddings",) if key in settings}  # said beside the parts
+    return {**architecture.hf_defaults, **_object(settings, architecture.hf_part), **whole}
 
 
 def _option(settings: Json, where: str | Callable[[Json], object] | None, default: object) -> object:
@@ -190,14 +198,12 @@ def _read_rope(settings: Json, architecture: Architecture, head_dim: int, traine
     scaling, parameters = _object(settings, "rope_scaling"), _object(settings, "rope_parameters")
     scaling = {**_object(parameters, "full_attention"), **scaling} if "full_attention" in parameters else scaling
     scaling = scaling or parameters
-    base = scaling.get("rope_theta", settings.get(keys.base_key, keys.base))
+    base = scaling.get("rope_theta", settings.get(keys.base, 10000.0))
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base <= 1e12:
-        raise UnsupportedModel(f"{CONFIG}: {keys.base_key} is {base!r}, expected a number above 1")
+        raise UnsupportedModel(f"{CONFIG}: {keys.base} is {base!r}, expected a number above 1")
     dims = _rotated(settings, scaling, keys, head_dim)
     plain = Rope(dims, float(base), architecture.hf_rope)
-    original = settings.get(
-        "original_max_position_embeddings", keys.original
-    )  # of the whole model, where the file names two
+    original = settings.get("original_max_position_embeddings")  # of the whole model, where the file names two
     scaling = scaling if original is None else {**scaling, "original_max_position_embeddings": original}
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
 
@@ -205,14 +211,14 @@ def _read_rope(settings: Json, architecture: Architecture, head_dim: int, traine
 def _rotated(settings: Json, scaling: Json, keys: RopeKeys, head_dim: int) -> int:
     """Rotated dimensions of a head."""
     newer = "partial_rotary_factor"
-    key = newer if newer in scaling or keys.share_key is None else keys.share_key
+    key = newer if newer in scaling or keys.share is None else keys.share
     share = scaling.get(key, settings.get(key))
-    share = keys.share if share is None else share
+    share = 1 if share is None else share
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, expected a number above 0 up to 1")
-    if keys.share_key is None and share != keys.share:
+    if keys.share is None and share != 1:
         raise UnsupportedModel(f"{CONFIG}: {key} is {share!r}, but the architecture rotates whole heads")
-    dims = int(head_dim * share) if keys.dims_key is None else settings.get(keys.dims_key, keys.dims)
+    dims = int(head_dim * share) if keys.dims is None else settings.get(keys.dims)
     dims = head_dim if dims is None else dims
     if isinstance(dims, bool) or not isinstance(dims, int) or not 2 <= dims <= head_dim or dims % 2:
         raise UnsupportedModel(f"{CONFIG}: {dims!r} rotated dimensions of {head_dim}, expected an even number of them")
@@ -228,16 +234,17 @@ def _object(settings: Json, key: str) -> Json:
     return value
 
 
-def _stored(tensors: SafetensorsFolder, published: Reader | None) -> dict[str, Weight]:
+def _stored(tensors: SafetensorsFolder, published: Reader | None, left_out: tuple[str, ...]) -> dict[str, Weight]:
     stored: dict[str, Weight] = {}
     packed: set[str] = set()
+    names = [name for name in tensors.names() if not name.startswith(left_out)]
     if published is not None:
-        prefixes = {name.rpartition(".")[0] for name in tensors.names()}
+        prefixes = {name.rpartition(".")[0] for name in names}
         for prefix in sorted(prefix for prefix in prefixes if published.is_quantised(tensors, prefix)):
             weight = published(tensors, prefix)
             stored[prefix] = weights.from_published(weight)
             packed.update(weight.tensor_names)
-    for name in tensors.names():
+    for name in names:
         if name not in packed:
             stored[name.removesuffix(".weight")] = _plain(tensors, name)
     return stored
@@ -275,14 +282,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: not a JSON object")
     return found
-
-
-def _inner(settings: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration that has others too."""
-    text = settings.get("text_config")
-    if settings.get("model_type") == "gemma3" and isinstance(text, dict):
-        raise UnsupportedModel("gemma3 with an image encoder is not supported; its text-only models (gemma3_text) are")
-    return settings
 
 
 def _text(settings: Json, key: str, path: Path) -> str:

@@ -108,6 +108,8 @@ class Source:
     tokenizer: Callable[[], Tokenizer]
     chat_template: Callable[[Tokenizer], ChatTemplate] | None
     """Compiles the template, if the files have one."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the model that are not read, as the files call them: "vision_tower"."""
 
 
 def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:

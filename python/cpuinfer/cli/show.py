@@ -88,6 +88,7 @@ def _facts(model: Description) -> Table:
         ("tokenizer", model.tokenizer),
         ("chat template", "yes" if model.has_chat_template else "no"),
         ("files", megabytes(model.file_bytes)),
+        *([("left out", ", ".join(model.left_out))] if model.left_out else []),
         ("read per token", megabytes(model.bytes_per_token)),
     ):
         _add(table, name, value)

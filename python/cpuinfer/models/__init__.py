@@ -60,19 +60,13 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class RopeKeys:
-    """Where config.json says how heads are rotated, and what it means by saying nothing."""
+    """Where config.json says how heads are rotated."""
 
-    base: float = 10000.0
-    base_key: str = "rope_theta"
-    share: float = 1.0
-    """Of a head, that is rotated."""
-    share_key: str | None = None
-    """None: whole heads, in every model of the architecture."""
-    dims_key: str | None = None
-    """Of the number of rotated dimensions, where the file gives that and not a share."""
-    dims: int = 0
-    original: int | None = None
-    """Positions trained for before scaling; None: those the scaling names."""
+    base: str = "rope_theta"
+    share: str | None = None
+    """Of a head, that is rotated; None: whole heads, in every model of the architecture."""
+    dims: str | None = None
+    """The number of rotated dimensions, where the file gives that and not a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +86,12 @@ class Architecture:
     hf_rope_keys: RopeKeys = field(default_factory=RopeKeys)
     hf_keys: Mapping[str, str | Callable[[Json], object]] = field(default_factory=dict)
     """Config field -> key of config.json, where it is not Llama's."""
+    hf_defaults: Json = field(default_factory=dict)
+    """What config.json means by leaving a key out: transformers writes none whose value is its default."""
+    hf_part: str | None = None
+    """The key of config.json that has the language model's settings, of a model with other parts too."""
+    hf_left_out: tuple[str, ...] = ()
+    """Beginnings of the names of such parts' tensors."""
     options: Mapping[str, Option] = field(default_factory=dict)
     has_rope: bool = True
 
@@ -131,6 +131,9 @@ def find(model_type: str) -> Architecture:
         getattr(module, "HF_ROPE", "halves"),
         getattr(module, "HF_ROPE_KEYS", RopeKeys()),
         getattr(module, "HF_KEYS", {}),
+        getattr(module, "HF_DEFAULTS", {}),
+        getattr(module, "HF_PART", None),
+        getattr(module, "HF_LEFT_OUT", ()),
         getattr(module, "OPTIONS", {}),
         getattr(module, "HAS_ROPE", True),
     )

@@ -66,6 +66,7 @@ GGUF_NAMES: dict[str, Target] = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+HF_DEFAULTS = {"tie_word_embeddings": True}
 OPTIONS = {
     "act": Option("gelu", hf="activation"),
     "parallel": Option(True, hf=lambda settings: settings.get("parallel_attn", True) or False),

@@ -25,10 +25,16 @@ GGUF_NAMES = {
     "blk.{i}.ffn_norm": "model.layers.{i}.pre_feedforward_layernorm",
     "blk.{i}.post_ffw_norm": "model.layers.{i}.post_feedforward_layernorm",
 }
+HF_DEFAULTS = {
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 OPTIONS = {
     "act": Option("gelu_pytorch_tanh", hf="hidden_activation"),
     "norm_offset": Option(0.0, hf=lambda _: 1.0),  # converters to GGUF add it to the weights
-    "score_width": Option(0.0, hf=lambda settings: settings.get("query_pre_attn_scalar", 256)),
+    "score_width": Option(0.0, hf="query_pre_attn_scalar"),
     "sliding_window": Option(4096, hf="sliding_window", gguf="attention.sliding_window"),
     "layer_types": Option((), hf="layer_types"),
     "score_cap": cap("attn_logit_softcapping", 50.0),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Json, Option, RopeKeys, gemma2, llama
+from cpuinfer.models import Json, Option, gemma2, llama
 from cpuinfer.ops import Value
 
 
@@ -24,7 +24,19 @@ def local_base(settings: Json) -> object:
 
 
 GGUF_ROPE = "halves"
-HF_ROPE_KEYS = RopeKeys(base=1e6)
+HF_DEFAULTS = {
+    **gemma2.HF_DEFAULTS,
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
+"""Published configurations of models with an image encoder rely on them."""
 GGUF_NAMES = {
     **gemma2.GGUF_NAMES,
     "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
@@ -32,7 +44,7 @@ GGUF_NAMES = {
 }
 OPTIONS = {
     **gemma2.OPTIONS,
-    "sliding_window": Option(1024, hf="sliding_window", gguf="attention.sliding_window"),
+    "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
     "every": Option(6, hf="sliding_window_pattern", gguf="attention.sliding_window_pattern"),
     "local_base": Option(10000.0, hf=local_base, gguf="rope.freq_base_swa"),
     "local_scaling": Option("default", hf=lambda settings: local_rope(settings, "rope_type")),
@@ -50,18 +62,18 @@ def build(g: Graph, c: Config) -> Value:
     x = g.embed("model.embed_tokens", scale=c.hidden**0.5)
     width = c.number("score_width") or (c.hidden / c.heads if c.layers == LARGEST else c.head_dim)
     every = c.integer("every")
-    near = Rope(c.head_dim, c.number("local_base"), "halves")
+    window, near = c.integer("sliding_window"), Rope(c.head_dim, c.number("local_base"), "halves")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            local = llama.has_window(c, i, otherwise=(i + 1) % every != 0)
+            local = window > 0 and llama.has_window(c, i, otherwise=(i + 1) % every != 0)
             q, k, v = g.linears(
                 gemma2.norm(g, c, x, "input_layernorm"), "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
             )
             offset = c.number("norm_offset")
             q = g.head_norm(q, "self_attn.q_norm", c.norm_eps, heads=c.heads, offset=offset)
             k = g.head_norm(k, "self_attn.k_norm", c.norm_eps, heads=c.kv_heads, offset=offset)
-            window, rope = (c.integer("sliding_window"), near) if local else (0, c.rope)
-            x = gemma2.attend(g, c, x, (q, k, v), i, window=window, rope=rope, width=width)
+            reach, rope = (window, near) if local else (0, c.rope)
+            x = gemma2.attend(g, c, x, (q, k, v), i, window=reach, rope=rope, width=width)
             x = gemma2.feed_forward(g, c, x)
     h = gemma2.norm(g, c, x, "model.norm")
     return g.linear(h, "model.embed_tokens" if c.tied else "lm_head", softcap=c.number("logit_cap"))

@@ -34,7 +34,8 @@ HF_NAMES: dict[str, Target] = {
     "gpt_neox.final_layer_norm": "model.norm",
     "embed_out": "lm_head",
 }
-HF_ROPE_KEYS = RopeKeys(base_key="rotary_emb_base", share_key="rotary_pct", share=0.25)
+HF_ROPE_KEYS = RopeKeys(base="rotary_emb_base", share="rotary_pct")
+HF_DEFAULTS = {"rotary_pct": 0.25}
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {
     "act": Option("gelu", hf="hidden_act"),

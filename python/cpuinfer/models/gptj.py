@@ -8,7 +8,8 @@ from cpuinfer.models import Option, RopeKeys, Target, gpt2
 from cpuinfer.ops import Value
 
 HF_ROPE = "interleaved"
-HF_ROPE_KEYS = RopeKeys(dims_key="rotary_dim", dims=64)
+HF_ROPE_KEYS = RopeKeys(dims="rotary_dim")
+HF_DEFAULTS = {"rotary_dim": 64}
 HF_NAMES: dict[str, Target] = {
     "transformer.wte": "model.embed_tokens",
     "transformer.h.{i}.ln_1": "model.layers.{i}.input_layernorm",

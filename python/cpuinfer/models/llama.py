@@ -71,12 +71,18 @@ def expect_no_windows(c: Config) -> None:
         c.expect(layer_types=["full_attention"] * c.layers)
 
 
+_KINDS = ("full_attention", "sliding_attention", False, True)
+
+
 def has_window(c: Config, i: int, *, otherwise: bool) -> bool:
-    """Whether a layer's attention has a window: as the option `layer_types` says, where the file has it."""
+    """Whether a layer's attention has a window: as the option `layer_types` says, where the file has it.
+
+    GGUF has true and false for what config.json calls sliding_attention and full_attention.
+    """
     kinds = c.items("layer_types")
     if not kinds:
         return otherwise
-    if len(kinds) != c.layers or kinds[i] not in ("full_attention", "sliding_attention"):
+    if len(kinds) != c.layers or kinds[i] not in _KINDS:
         expected = f"full_attention or sliding_attention for each of {c.layers} layers"
         raise UnsupportedModel(f"{c.model_type}: layer_types is {kinds}, expected {expected}")
-    return kinds[i] == "sliding_attention"
+    return kinds[i] in ("sliding_attention", True)

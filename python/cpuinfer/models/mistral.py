@@ -9,10 +9,11 @@ from cpuinfer.ops import Value
 
 GGUF_ROPE = llama.GGUF_ROPE
 GGUF_NAMES = llama.GGUF_NAMES
+HF_DEFAULTS = {"sliding_window": 4096}
+"""Not named, it is that of the first version; null, there is none."""
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
-    # Not named, it is that of the first version; null, there is none.
-    "sliding_window": Option(0, hf=lambda settings: settings.get("sliding_window", 4096)),
+    "sliding_window": Option(0, hf="sliding_window"),
     "layer_types": Option((), hf="layer_types"),
 }
 

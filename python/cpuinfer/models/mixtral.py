@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, llama
+from cpuinfer.models import Option, llama
 from cpuinfer.ops import Value
 
 _EXPERTS = "model.layers.{i}.mlp.experts."
@@ -21,7 +21,7 @@ GGUF_NAMES = {
     "blk.{i}.ffn_up.{e}": _EXPERTS + "up_proj",
     "blk.{i}.ffn_down.{e}": _EXPERTS + "down_proj",
 }
-HF_ROPE_KEYS = RopeKeys(base=1e6)
+HF_DEFAULTS = {"rope_theta": 1e6}
 HF_NAMES = {
     **{name: name for name in _SHARED.values()},
     "model.layers.{i}.block_sparse_moe.gate": "model.layers.{i}.mlp.gate",

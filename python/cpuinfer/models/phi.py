@@ -27,7 +27,8 @@ HF_NAMES: dict[str, Target] = {
     "model.final_layernorm": "model.norm",
     "lm_head": "lm_head",
 }
-HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", share=0.5)
+HF_ROPE_KEYS = RopeKeys(share="partial_rotary_factor")
+HF_DEFAULTS = {"partial_rotary_factor": 0.5}
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {"act": Option("gelu_new", hf="hidden_act"), "qk_layernorm": Option(False, hf="qk_layernorm")}
 

@@ -19,7 +19,8 @@ HF_NAMES = {
     "model.layers.{i}.self_attn.qkv_proj": _QKV,
     "model.layers.{i}.mlp.gate_up_proj": _GATE_UP,
 }
-HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", original=4096)
+HF_ROPE_KEYS = RopeKeys(share="partial_rotary_factor")
+HF_DEFAULTS = {"original_max_position_embeddings": 4096}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),

@@ -13,6 +13,7 @@ GGUF_NAMES = {
     "blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm",
     "blk.{i}.attn_k_norm": "model.layers.{i}.self_attn.k_norm",
 }
+HF_DEFAULTS = {"head_dim": 128}
 OPTIONS = qwen2.OPTIONS
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, llama
+from cpuinfer.models import Option, llama
 from cpuinfer.ops import Value
 
 GGUF_ROPE = "interleaved"
 GGUF_NAMES = llama.GGUF_NAMES
-HF_ROPE_KEYS = RopeKeys(base=2e6)
+HF_DEFAULTS = {"tie_word_embeddings": True, "rope_theta": 2e6}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "rope_layers": Option((), hf="no_rope_layers"),  # 1: has positions

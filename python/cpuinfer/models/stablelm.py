@@ -9,7 +9,8 @@ from cpuinfer.ops import Value
 
 GGUF_ROPE = "halves"
 GGUF_NAMES = llama.GGUF_NAMES
-HF_ROPE_KEYS = RopeKeys(share_key="partial_rotary_factor", share=0.25)
+HF_ROPE_KEYS = RopeKeys(share="partial_rotary_factor")
+HF_DEFAULTS = {"partial_rotary_factor": 0.25}
 HF_KEYS = {"norm_eps": "layer_norm_eps"}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
