@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cpuinfer import _core, huggingface, loader, models
 from cpuinfer.config import Config
@@ -52,15 +54,23 @@ class _Float64:
         return torch.float64 if name in {"float32", "float"} else getattr(torch, name)
 
 
-def in_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@contextmanager
+def in_float64(kind: str) -> Iterator[None]:
     """Let a model of transformers compute in float64 throughout: norms, ropes and routers ask for float32 by name."""
     import torch
     import transformers
 
     model = getattr(transformers, kind).__module__.replace(".configuration_", ".modeling_")
-    for name in (model, "transformers.modeling_rope_utils"):
-        monkeypatch.setattr(importlib.import_module(name), "torch", _Float64())
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (model, "transformers.modeling_rope_utils"):
+                patch.setattr(importlib.import_module(name), "torch", _Float64())
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def configuration(kind: str, options: Options) -> Any:
@@ -68,20 +78,25 @@ def configuration(kind: str, options: Options) -> Any:
     import transformers
 
     if kind == "Gemma3Config":
-        options = {"text_config": options, "vision_config": ENCODER}
+        beside = {"vision_config": ENCODER, "tie_word_embeddings": options.get("tie_word_embeddings", True)}
+        options = {"text_config": options, **beside}
     return getattr(transformers, kind)(**options)
 
 
 def save(folder: Path, kind: str, options: Options) -> Any:
-    """A random model of a configuration class, saved to a folder; its weights are large enough for all to matter."""
+    """A random model of a configuration class, saved to a folder; its weights are large enough for all to matter.
+
+    They are numbers of float32, as which they are saved.
+    """
     import torch
     import transformers
 
     torch.manual_seed(len(kind) + len(options))
     config = configuration(kind, {**SMALL, **options})
+    attention = "sdpa" if options.get("alibi") else "eager"  # Falcon's eager path adds ALiBi twice
     model = (
         transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager"
+            config, attn_implementation=attention, experts_implementation="eager"
         )
         .double()
         .eval()
@@ -89,18 +104,26 @@ def save(folder: Path, kind: str, options: Options) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name and "bias" not in name else 0.0
-            parameter.copy_(centre + 0.3 * torch.randn_like(parameter))
+            parameter.copy_((centre + 0.3 * torch.randn_like(parameter)).to(torch.float32))
     model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    save_file({name: values.astype(np.float32) for name, values in load_file(file).items()}, file)
+    (folder / "tokenizer.json").write_text("{}")
     return model
 
 
-def their_logits(model: Any, tokens: Sequence[int]) -> Array:
-    """Logits after each token, without a cache."""
+def saved_logits(folder: Path, kind: str, options: Options, tokens: Sequence[int]) -> Array:
+    """Logits of a model that is then in the folder, after each token, without a cache."""
     import torch
 
-    with torch.no_grad():
-        logits: Array = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+    with in_float64(kind), torch.no_grad():
+        logits: Array = save(folder, kind, options)(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
     return logits
+
+
+def assert_close(found: Array, expected: Array) -> None:
+    """Both computed in float64: off by far more of its roundings than there are, and far less than one of float32."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -116,8 +139,6 @@ def read_config(settings: Options, *, context: int | None = None) -> Config:
 
 def our_weights(folder: Path, config: Config) -> dict[str, Array]:
     """The folder's tensors by our names."""
-    from safetensors.numpy import load_file
-
     architecture = models.find(config.model_type)
     stored = {}
     for name, values in load_file(folder / "model.safetensors").items():

@@ -144,7 +144,13 @@ def file_names(arch: ARCH, folder: Mapping[str, Array]) -> dict[str, Array]:
 def save(path: Path, arch: ARCH, keys: Keys, tensors: Mapping[str, Array]) -> Path:
     """A GGUF file in float32; the keys are given without the architecture's name."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     for key, value in keys.items():
         add[type(value)](f"{writer.arch}.{key}", value)
     for name, values in tensors.items():

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from architectures import (
     Options,
-    in_float64,
+    assert_close,
     our_graph,
     our_logits,
     our_weights,
     random_tokens,
     read_config,
     save,
+    saved_logits,
     settings_of,
-    their_logits,
 )
 
-torch = pytest.importorskip("torch", reason="needs the parity extra")
+pytest.importorskip("torch", reason="needs the parity extra")
 pytest.importorskip("transformers", reason="needs the parity extra")
 
 LENGTH = 90
@@ -135,6 +133,7 @@ CASES: dict[str, tuple[str, Options]] = {
     ),
     "olmo2": ("Olmo2Config", {}),
     "gemma3": ("Gemma3Config", {"head_dim": 16, "sliding_window": 6, "num_hidden_layers": 7}),
+    "gemma3, untied": ("Gemma3Config", {"head_dim": 16, "sliding_window": 6, "tie_word_embeddings": False}),
     "olmo2, shared keys, biases, tied": (
         "Olmo2Config",
         {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True},
@@ -168,35 +167,20 @@ CASES: dict[str, tuple[str, Options]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float64_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_transformers(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_float64(monkeypatch, CASES[case][0])
-    theirs = save(tmp_path, *CASES[case])
+def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     tokens = random_tokens(LENGTH)
+    expected = saved_logits(tmp_path, *CASES[case], tokens)
     config = read_config(settings_of(tmp_path), context=LENGTH)
-    expected = their_logits(theirs, tokens)
-    found = our_logits(config, our_weights(tmp_path, config), tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert_close(our_logits(config, our_weights(tmp_path, config), tokens), expected)
 
 
-def test_mistral_with_kinds_of_layers_is_ministral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_float64(monkeypatch, "MinistralConfig")
-    theirs = save(
-        tmp_path, "MinistralConfig", {"head_dim": 16, "sliding_window": 7, "layer_types": [LOCAL, FULL, LOCAL]}
-    )
+def test_mistral_with_kinds_of_layers_is_ministral(tmp_path: Path) -> None:
     tokens = random_tokens(LENGTH)
+    options = {"head_dim": 16, "sliding_window": 7, "layer_types": [LOCAL, FULL, LOCAL]}
+    expected = saved_logits(tmp_path, "MinistralConfig", options, tokens)
     config = read_config({**settings_of(tmp_path), "model_type": "mistral"})
-    expected = their_logits(theirs, tokens)
-    found = our_logits(config, our_weights(tmp_path, config), tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert_close(our_logits(config, our_weights(tmp_path, config), tokens), expected)
 
 
 OLDER = {

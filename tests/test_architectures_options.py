@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
@@ -9,6 +12,7 @@ from gguf import MODEL_ARCH as ARCH
 from architectures import Options, exact, read_config
 from converted_gguf import SETTINGS, Case, make_folder
 from cpuinfer import models
+from cpuinfer.config import Config
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.naming import arrange
@@ -109,6 +113,35 @@ def test_what_is_left_out_means_what_transformers_takes_it_for(
     older = {"num_layers": 4, "num_heads": 4, "layer_norm_epsilon": 1e-5}
     config = read_config({**SETTINGS, **older, **settings, "model_type": model_type})
     assert config.options[option] == meant
+
+
+SPELLED = {"layer_types", "rope_layers", "embedding_width"}
+"""Options that have nothing, or 0, for what a whole configuration spells out."""
+
+
+@pytest.mark.parametrize("model_type", models.supported())
+def test_a_key_left_out_means_what_transformers_takes_it_for_or_is_asked_for(model_type: str) -> None:
+    theirs = pytest.importorskip("transformers").AutoConfig.for_model(model_type).get_text_config().to_dict()
+    whole = meaning(model_type, theirs)
+    for key in theirs:
+        with contextlib.suppress(UnsupportedModel):
+            assert meaning(model_type, {other: theirs[other] for other in theirs if other != key}) == whole, key
+
+
+def meaning(model_type: str, settings: Options) -> Config:
+    config = read_config({**settings, "text_config": settings, "model_type": model_type})
+    return replace(config, options={name: said for name, said in config.options.items() if name not in SPELLED})
+
+
+def test_a_text_part_that_says_nothing_is_the_smallest_gemma_3_of_transformers() -> None:
+    theirs = pytest.importorskip("transformers").Gemma3Config().to_dict()
+    assert meaning("gemma3", {}) == meaning("gemma3", theirs["text_config"])
+
+
+@pytest.mark.parametrize(("said", "tied"), [({}, True), ({"tie_word_embeddings": False}, False)])
+def test_whether_gemma_3_s_head_is_the_table_is_said_beside_its_parts(said: Options, tied: bool) -> None:
+    settings = {"model_type": "gemma3", **said, "text_config": {}}
+    assert read_config(settings).tied is tied
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
     eps = get("norm_eps")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
         raise UnsupportedModel(f"{CONFIG}: norm_eps is {eps!r}, expected a number of 0 to 1")
-    trained = size("context", 2048 if not architecture.has_rope else None)
+    trained = size("context")
     return Config(
         model_type=architecture.model_type,
         name=name,

@@ -37,7 +37,7 @@ HF_KEYS = {
     "norm_eps": "layer_norm_epsilon",
     "feed_forward": lambda settings: 4 * settings.get("hidden_size", settings.get("n_embed", 0)),
 }
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "seq_length": 2048}
 OPTIONS = {
     "act": Option("gelu_pytorch_tanh"),
     "residual_after_norm": Option(False, hf="apply_residual_connection_post_layernorm"),

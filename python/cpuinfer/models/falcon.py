@@ -19,16 +19,6 @@ def kv_heads(settings: Json) -> object:
     return 1 if settings.get("multi_query", True) else settings.get("num_attention_heads")
 
 
-def rope_base(settings: Json) -> object:
-    """What config.json means though it says nothing."""
-    return settings.get("rope_theta", 10000.0)
-
-
-def has_alibi(settings: Json) -> object:
-    """Whether ALiBi takes the place of rotary positions."""
-    return settings.get("alibi", False)
-
-
 _PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
 _HF: dict[str, Target] = {
     "word_embeddings": "model.embed_tokens",
@@ -51,7 +41,6 @@ HF_KEYS = {
     "layers": lambda settings: settings.get("num_hidden_layers", settings.get("n_layer")),
     "heads": lambda settings: settings.get("num_attention_heads", settings.get("n_head")),
     "kv_heads": kv_heads,
-    "context": lambda settings: settings.get("max_position_embeddings", 2048),
     "norm_eps": "layer_norm_epsilon",
     "feed_forward": lambda settings: settings.get("ffn_hidden_size") or 4 * settings.get("hidden_size", 0),
 }
@@ -66,12 +55,12 @@ GGUF_NAMES: dict[str, Target] = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "max_position_embeddings": 2048, "rope_theta": 10000.0}
 OPTIONS = {
     "act": Option("gelu", hf="activation"),
     "parallel": Option(True, hf=lambda settings: settings.get("parallel_attn", True) or False),
-    "alibi": Option(False, hf=has_alibi),
-    "rope_base": Option(None, hf=rope_base, gguf="rope.freq_base"),
+    "alibi": Option(False, hf="alibi"),
+    "rope_base": Option(None, hf="rope_theta", gguf="rope.freq_base"),
 }
 FALCON2_BASE = 500042.0
 """Of rotations in Falcon 2 11B, the one model with grouped heads and one LayerNorm; converters to GGUF leave it out."""

@@ -27,6 +27,7 @@ GGUF_NAMES = {
 }
 HF_DEFAULTS = {
     "tie_word_embeddings": True,
+    "num_key_value_heads": 4,
     "head_dim": 256,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,

@@ -31,7 +31,6 @@ HF_DEFAULTS = {
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
-    "num_key_value_heads": 4,
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,

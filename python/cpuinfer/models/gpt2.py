@@ -47,7 +47,7 @@ HF_KEYS = {
     "norm_eps": "layer_norm_epsilon",
     "feed_forward": lambda settings: settings.get("n_inner") or 4 * settings.get("n_embd", 0),
 }
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "n_positions": 1024}
 OPTIONS = {
     "act": Option("gelu_new", hf="activation_function"),
     "scale_attn_weights": Option(True, hf="scale_attn_weights"),

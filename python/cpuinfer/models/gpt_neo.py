@@ -43,7 +43,7 @@ HF_KEYS = {
     "norm_eps": "layer_norm_epsilon",
     "feed_forward": lambda settings: settings.get("intermediate_size") or 4 * settings.get("hidden_size", 0),
 }
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "max_position_embeddings": 2048}
 OPTIONS = {
     "act": Option("gelu_new", hf="activation_function"),
     "window": Option(256, hf="window_size"),

@@ -9,8 +9,7 @@ from cpuinfer.ops import Value
 
 GGUF_ROPE = llama.GGUF_ROPE
 GGUF_NAMES = llama.GGUF_NAMES
-HF_DEFAULTS = {"sliding_window": 4096}
-"""Not named, it is that of the first version; null, there is none."""
+HF_DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "sliding_window": Option(0, hf="sliding_window"),

@@ -21,7 +21,7 @@ GGUF_NAMES = {
     "blk.{i}.ffn_up.{e}": _EXPERTS + "up_proj",
     "blk.{i}.ffn_down.{e}": _EXPERTS + "down_proj",
 }
-HF_DEFAULTS = {"rope_theta": 1e6}
+HF_DEFAULTS = {"num_key_value_heads": 8, "rope_theta": 1e6}
 HF_NAMES = {
     **{name: name for name in _SHARED.values()},
     "model.layers.{i}.block_sparse_moe.gate": "model.layers.{i}.mlp.gate",

@@ -21,7 +21,7 @@ _HF: dict[str, Target] = {
 }
 HF_NAMES: dict[str, Target] = {**_HF, **{f"model.{name}": ours for name, ours in _HF.items()}, "lm_head": "lm_head"}
 HF_KEYS = {"feed_forward": "ffn_dim", "norm_eps": lambda _: 1e-5}
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "max_position_embeddings": 2048}
 OPTIONS = {
     "act": Option("relu", hf="activation_function"),
     "norm_first": Option(True, hf="do_layer_norm_before"),

@@ -25,11 +25,12 @@ HF_NAMES = {
     "model.layers.{i}.mlp.experts.{e}.down_proj": _EXPERTS + "down_proj",
 }
 HF_KEYS = {"feed_forward": "moe_intermediate_size"}
+HF_DEFAULTS = {"num_key_value_heads": 4, "norm_topk_prob": False}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "experts": Option(128, hf=expert_count, gguf="expert_count"),
     "experts_used": Option(8, hf="num_experts_per_tok", gguf="expert_used_count"),
-    "norm_topk_prob": Option(True, hf=lambda settings: settings.get("norm_topk_prob", False)),
+    "norm_topk_prob": Option(True, hf="norm_topk_prob"),
     "decoder_sparse_step": Option(1, hf="decoder_sparse_step"),
     "mlp_only_layers": Option((), hf=lambda settings: settings.get("mlp_only_layers") or ()),
     "use_sliding_window": Option(False, hf="use_sliding_window"),

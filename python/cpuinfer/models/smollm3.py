@@ -9,7 +9,7 @@ from cpuinfer.ops import Value
 
 GGUF_ROPE = "interleaved"
 GGUF_NAMES = llama.GGUF_NAMES
-HF_DEFAULTS = {"tie_word_embeddings": True, "rope_theta": 2e6}
+HF_DEFAULTS = {"tie_word_embeddings": True, "num_key_value_heads": 4, "rope_theta": 2e6}
 OPTIONS = {
     "act": Option("silu", hf="hidden_act"),
     "rope_layers": Option((), hf="no_rope_layers"),  # 1: has positions

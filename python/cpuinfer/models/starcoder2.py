@@ -21,7 +21,7 @@ HF_NAMES: dict[str, Target] = {
     "model.layers.{i}.mlp.c_proj": "model.layers.{i}.mlp.down_proj",
 }
 HF_KEYS = {"norm_eps": "norm_epsilon"}
-HF_DEFAULTS = {"tie_word_embeddings": True}
+HF_DEFAULTS = {"tie_word_embeddings": True, "num_key_value_heads": 2}
 OPTIONS = {
     "act": Option("gelu_pytorch_tanh", hf="hidden_act"),
     # Converters to GGUF leave it out; all published models have 4096 (arXiv 2402.19173).
