@@ -152,7 +152,7 @@ def save(path: Path, arch: ARCH, keys: Keys, tensors: Mapping[str, Array]) -> Pa
         list: writer.add_array,
     }
     for key, value in keys.items():
-        add[type(value)](f"{writer.arch}.{key}", value)
+        add.get(type(value), writer.add_array)(f"{writer.arch}.{key}", value)
     for name, values in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
     writer.write_header_to_file()
