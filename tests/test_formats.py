@@ -33,8 +33,8 @@ def random_rows(encoding: str, rows: int, k: int) -> np.ndarray:
 
 def test_every_type_of_weights_is_known() -> None:
     assert formats.supported() == tuple(sorted(BLOCK))
-    for name in BLOCK:
-        assert formats.find(name).name == name
+    for name, sizes in BLOCK.items():
+        assert (formats.find(name).elements, formats.find(name).block_bytes) == sizes
 
 
 @pytest.mark.parametrize("name", ["", "q4_1", "canonical", "CANONICAL", "Q4_2", "..Q4_1", "os", "Q4_1\n", "__INIT__"])
@@ -60,11 +60,11 @@ def test_values_equal_those_of_the_gguf_package(encoding: str, blocks: int) -> N
 @pytest.mark.parametrize("layout", BLOCK_LAYOUTS)
 def test_exact_values_of_blocks_are_those_of_the_gguf_package_but_for_one_rounding(layout: BlockLayout) -> None:
     """Every product and difference of the gguf package's is exact in fp32 but the last."""
-    form = formats.find_blocks(layout)
-    raw = random_rows(form.name, 40, 4 * form.elements)
+    form = formats.find(layout.upper())
+    raw = random_rows(layout.upper(), 40, 4 * form.elements)
     with np.errstate(all="ignore"):
-        values = form.stored().decode(raw, 4 * form.elements).to_float(np.float64)
-        expected = gguf.quants.dequantize(raw, Encoding[form.name])
+        values = form.decode(raw, 4 * form.elements).to_float(np.float64)
+        expected = gguf.quants.dequantize(raw, Encoding[layout.upper()])
         assert np.isfinite(expected).sum() > expected.size // 2
         np.testing.assert_array_equal(values.astype(np.float32), expected)
     assert values.dtype == np.float64
@@ -73,11 +73,11 @@ def test_exact_values_of_blocks_are_those_of_the_gguf_package_but_for_one_roundi
 @pytest.mark.parametrize("layout", ["q2_k", "q4_k", "q5_k", "q5_1"])
 def test_exact_values_of_blocks_are_not_rounded_to_fp32(layout: BlockLayout) -> None:
     """A scale of thousands less a minimum near 2**-14 needs more than the 24 bits of fp32, fewer than float64's 53."""
-    form = formats.find_blocks(layout)
+    form = formats.find(layout.upper())
     raw = np.full((1, form.block_bytes), 0x7F, np.uint8)
     at = 80 if layout == "q2_k" else 0
     raw[0, at : at + 4] = np.array([30000, 2.0**-14 * 1.5], np.float16).view(np.uint8)
-    values = form.stored().decode(raw, form.elements).to_float(np.float64)
+    values = form.decode(raw, form.elements).to_float(np.float64)
     assert np.any(values != values.astype(np.float32))
     remainder = values / 2.0**-15
     np.testing.assert_array_equal(remainder, np.rint(remainder))
@@ -86,10 +86,10 @@ def test_exact_values_of_blocks_are_not_rounded_to_fp32(layout: BlockLayout) -> 
 
 @pytest.mark.parametrize("layout", BLOCK_LAYOUTS)
 def test_block_sizes_are_those_of_the_files_reader(layout: BlockLayout) -> None:
-    form = formats.find_blocks(layout)
+    form = formats.find(layout.upper())
     known = {name: (elements, size) for _, name, elements, size in _core.gguf_tensor_types()}
-    assert form.layout == layout == form.name.lower()
-    assert (form.elements, form.block_bytes) == known[form.name]
+    assert form.layout == layout
+    assert (form.elements, form.block_bytes) == known[layout.upper()]
 
 
 @pytest.mark.parametrize("name", get_args(Codebook))
@@ -131,11 +131,11 @@ def test_decoded_rows_are_what_the_format_declares(encoding: str) -> None:
         assert (rows.zero, rows.bias is not None) == (found.zero, found.has_bias)
         parts = [rows.codes, rows.scale, *([] if rows.bias is None else [rows.bias])]
     elif isinstance(rows, BlockRows):
-        assert (rows.layout, rows.k, rows.layout) == (found.layout, 256, encoding.lower())
+        assert (rows.form, rows.k, found.layout) == (found, 256, encoding.lower())
         parts = [rows.raw]
     else:
         assert isinstance(rows, FloatRows)
-        assert (rows.layout, rows.values.itemsize) == (found.layout, found.bytes)
+        assert (rows.layout, rows.values.itemsize) == (found.layout, found.block_bytes)
         parts = [rows.values]
     assert all(part.flags.c_contiguous and part.flags.aligned for part in parts)
 
@@ -143,10 +143,10 @@ def test_decoded_rows_are_what_the_format_declares(encoding: str) -> None:
 @pytest.mark.parametrize("encoding", sorted(BLOCK))
 def test_packed_weights_take_the_bits_of_the_file(encoding: str) -> None:
     found, k = formats.find(encoding), 512
-    matrix = found.new_matrix(48, k, _core.BufferPool(1 << 20))
+    matrix = _core.PackedMatrix(found.layout, 48, k, zero=found.zero, has_bias=found.has_bias)
     raw = random_rows(encoding, 48, k)
     found.decode(raw, k).pack(matrix, 0)
-    assert matrix.bytes == raw.nbytes == 48 * k // found.inputs * found.bytes
+    assert matrix.bytes == raw.nbytes == 48 * k // found.elements * found.block_bytes
 
 
 def test_codes_at_both_ends_decode_exactly() -> None:

@@ -299,15 +299,15 @@ def test_products_of_every_type_are_those_of_its_decoded_weights(isa: str, encod
     """
     form = formats.find(encoding.upper())
     rng, n, k = np.random.default_rng(4), 35, 768
-    raw = rng.integers(0, 256, (n, k // form.inputs * form.bytes), dtype=np.uint8)
+    raw = rng.integers(0, 256, (n, k // form.elements * form.block_bytes), dtype=np.uint8)
     if encoding == "mxfp4":
         raw[:, ::17] = rng.integers(100, 140, raw[:, ::17].shape)  # exponents whose squares do not overflow
     with np.errstate(all="ignore"):
-        values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[form.name])
+        values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[encoding.upper()])
     fine = np.isfinite(values).all(axis=1) & (np.abs(values).max(axis=1) < 1e30)
     raw, values = raw[fine], values[fine].astype(np.float64)
     assert len(raw) > 4
-    matrix = form.new_matrix(len(raw), k, _core.BufferPool(1 << 20))
+    matrix = _core.PackedMatrix(form.layout, len(raw), k, zero=form.zero, has_bias=form.has_bias)
     form.decode(raw, k).pack(matrix, 0)
     x = rng.normal(size=(11, k)).astype(np.float32)
     exact = dequantised(x, isa) @ values.T

@@ -11,6 +11,7 @@ from cpuinfer import _core
 from cpuinfer.errors import CheckpointError
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
 from cpuinfer.published import PublishedWeight, reader
+from cpuinfer.weights import from_published
 from published_files import (
     AWQ,
     BNB,
@@ -39,7 +40,7 @@ def unrounded(weight: PublishedWeight, *cuts: int):
     for begin, end in zip((0, *cuts), (*cuts, n), strict=True):
         rows = weight.rows(begin, end)
         if isinstance(rows, BlockRows):
-            assert rows.layout == weight.layout == "mxfp4"
+            assert rows.form.layout == weight.layout == "mxfp4"
             pieces.append(gguf.dequantize(rows.raw, gguf.GGMLQuantizationType.MXFP4).astype(np.float64))
             continue
         assert rows.group == weight.group
@@ -51,7 +52,7 @@ def unrounded(weight: PublishedWeight, *cuts: int):
         assert rows.scale.shape == (end - begin, k // weight.group)
         assert rows.scale.flags.c_contiguous
         if isinstance(rows, IntegerRows):
-            assert weight.layout == f"int{weight.bits}"
+            assert weight.layout in {"int4", "int8"}
             assert (rows.zero, rows.zeros is not None, rows.bias is not None) == (
                 weight.zero,
                 weight.has_zeros,
@@ -392,10 +393,11 @@ def test_scales_of_other_types_become_fp16_rounded_once(stored):
 def test_rows_are_packed_into_the_matrix_that_the_weight_asks_for(format_name):
     config, sound = example(format_name)
     weight = reader(config)(MemoryTensors(sound), P)
-    matrix = weight.new_matrix(_core.BufferPool(1 << 16))
+    packed = from_published(weight)
+    matrix = packed.new_matrix(_core.BufferPool(1 << 16))
     for begin in range(0, 48, 16):
         weight.rows(begin, begin + 16).pack(matrix, begin)
-    assert (matrix.encoding, matrix.bytes) == (weight.layout, 48 * weight.packed_row_bytes)
+    assert (matrix.encoding, matrix.bytes) == (weight.layout, packed.packed_bytes)
     values = np.stack([matrix.read_row(row) for row in range(48)])
     # fp32 arithmetic, and tables in steps of their largest magnitude / 32512.
     slack = np.abs(weight.floats()).max() * (2**-22 if weight.table is None else 1 / 32512)

@@ -73,7 +73,7 @@ class Weight:
             case "int4" | "table4":
                 return rows * (k // 2 + scales)
         form = formats.find(self.layout.upper())
-        return rows * k // form.inputs * form.bytes
+        return rows * k // form.elements * form.block_bytes
 
     def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
         """An empty packed matrix for this weight."""

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 
 from cpuinfer.errors import UnsupportedFormat
-from cpuinfer.formats.canonical import BlockFormat, BlockLayout, Format
+from cpuinfer.formats.canonical import BlockFormat, Format
 
 _SHARED = {"canonical", "packed"}
 
@@ -24,16 +24,10 @@ def supported() -> tuple[str, ...]:
 
 
 @functools.cache
-def find(encoding: str) -> Format:
+def find(encoding: str) -> Format | BlockFormat:
     """The format of an encoding as a checkpoint names it ("Q4_1"); UnsupportedFormat lists those there are."""
     known = supported()
     if encoding not in known:
         raise UnsupportedFormat(f"type {encoding} is not supported; supported are {', '.join(known)}")
     found: Format | BlockFormat = importlib.import_module(f"{__name__}.{encoding.lower()}").FORMAT
-    return found.stored() if isinstance(found, BlockFormat) else found
-
-
-def find_blocks(layout: BlockLayout) -> BlockFormat:
-    """The block type that a layout is."""
-    found: BlockFormat = importlib.import_module(f"{__name__}.{layout}").FORMAT
     return found

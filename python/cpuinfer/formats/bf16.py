@@ -12,4 +12,4 @@ def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
     return FloatRows(blocks(raw, k, elements=1, block_bytes=2).view("<u2")[:, :, 0], layout="bf16")
 
 
-FORMAT = Format(name="BF16", layout="bf16", inputs=1, bytes=2, decode=_decode)
+FORMAT = Format(layout="bf16", elements=1, block_bytes=2, decode=_decode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -106,19 +106,18 @@ class BlockRows:
 
     raw: npt.NDArray[np.uint8]
     """[rows, row_bytes]."""
-    layout: BlockLayout
+    form: BlockFormat
     k: int
 
     def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
         """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the core."""
-        from cpuinfer import _core, formats
+        from cpuinfer import _core
 
         if dtype is np.float32:
-            return _core.read_blocks(self.layout, self.raw, self.k).astype(dtype, copy=False)
-        form = formats.find_blocks(self.layout)
-        block = blocks(self.raw, self.k, elements=form.elements, block_bytes=form.block_bytes)
+            return _core.read_blocks(self.form.layout, self.raw, self.k).astype(dtype, copy=False)
+        block = blocks(self.raw, self.k, elements=self.form.elements, block_bytes=self.form.block_bytes)
         with np.errstate(invalid="ignore"):  # infinite scales times zero are NaN, as in kernels
-            return form.values(block).reshape(len(self.raw), self.k).astype(dtype, copy=False)
+            return self.form.values(block).reshape(len(self.raw), self.k).astype(dtype, copy=False)
 
     def pack(self, matrix: _core.PackedMatrix, begin: int) -> None:
         """Put the rows into a packed matrix, from row `begin` on."""
@@ -151,46 +150,35 @@ Rows = IntegerRows | TableRows | BlockRows | FloatRows
 class Format:
     """One way of storing weights."""
 
-    name: str
     layout: Layout
-    inputs: int
+    elements: int
     """Neighbours along a row that are stored together."""
-    bytes: int
-    """Of `inputs` neighbours when packed."""
+    block_bytes: int
+    """Of such neighbours, in the file and when packed."""
     zero: int = 0
     """Subtracted from every code."""
     has_bias: bool = False
     decode: Callable[[npt.NDArray[np.uint8], int], Rows]
     """(bytes as stored [rows, row_bytes], k) -> canonical rows."""
 
-    def new_matrix(self, rows: int, k: int, pool: _core.BufferPool) -> _core.PackedMatrix:
-        """An empty packed matrix for such weights."""
-        from cpuinfer import _core
-
-        return _core.PackedMatrix(self.layout, rows, k, zero=self.zero, has_bias=self.has_bias, pool=pool)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFormat:
-    """One of GGUF's block types, which kernels unpack from the bytes of the file."""
+    """One of GGUF's block types, which kernels unpack from the bytes of the file: a ``Format`` that decodes nothing."""
 
-    name: str
     layout: BlockLayout
     elements: int
     """Values of a block."""
     block_bytes: int
+    zero: ClassVar[int] = 0
+    has_bias: ClassVar[bool] = False
     values: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
     """uint8 [rows, blocks, block_bytes] -> exact values [rows, blocks, elements]."""
 
-    def stored(self) -> Format:
-        """As a way of storing weights, which decoding leaves as they are."""
-        return Format(
-            name=self.name, layout=self.layout, inputs=self.elements, bytes=self.block_bytes, decode=self._decode
-        )
-
-    def _decode(self, raw: npt.NDArray[np.uint8], k: int) -> BlockRows:
+    def decode(self, raw: npt.NDArray[np.uint8], k: int) -> BlockRows:
+        """The bytes as they are."""
         block = blocks(raw, k, elements=self.elements, block_bytes=self.block_bytes)
-        return BlockRows(block.reshape(raw.shape), self.layout, k)
+        return BlockRows(block.reshape(raw.shape), self, k)
 
 
 def blocks(raw: npt.NDArray[np.uint8], k: int, *, elements: int, block_bytes: int) -> npt.NDArray[np.uint8]:

@@ -12,4 +12,4 @@ def _decode(raw: npt.NDArray[np.uint8], k: int) -> FloatRows:
     return FloatRows(blocks(raw, k, elements=1, block_bytes=4).view("<f4")[:, :, 0], layout="f32")
 
 
-FORMAT = Format(name="F32", layout="f32", inputs=1, bytes=4, decode=_decode)
+FORMAT = Format(layout="f32", elements=1, block_bytes=4, decode=_decode)

@@ -24,4 +24,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(factored(factor, 2 * scale + 1), shifted_entries(entries, high >> 3))
 
 
-FORMAT = BlockFormat(name="IQ1_M", layout="iq1_m", elements=256, block_bytes=56, values=values)
+FORMAT = BlockFormat(layout="iq1_m", elements=256, block_bytes=56, values=values)

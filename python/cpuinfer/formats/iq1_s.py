@@ -23,4 +23,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, shifted_entries(entries, np.repeat(words >> 15, 4, axis=2)))
 
 
-FORMAT = BlockFormat(name="IQ1_S", layout="iq1_s", elements=256, block_bytes=50, values=values)
+FORMAT = BlockFormat(layout="iq1_s", elements=256, block_bytes=50, values=values)

@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, signed_entries("iq2_s", entries, block[:, :, 34:66]))
 
 
-FORMAT = BlockFormat(name="IQ2_S", layout="iq2_s", elements=256, block_bytes=82, values=values)
+FORMAT = BlockFormat(layout="iq2_s", elements=256, block_bytes=82, values=values)

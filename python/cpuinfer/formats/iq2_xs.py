@@ -20,4 +20,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, signed_entries("iq2_xs", words & 511, with_eighth(words >> 9)))
 
 
-FORMAT = BlockFormat(name="IQ2_XS", layout="iq2_xs", elements=256, block_bytes=74, values=values)
+FORMAT = BlockFormat(layout="iq2_xs", elements=256, block_bytes=74, values=values)

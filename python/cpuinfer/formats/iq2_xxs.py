@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, signed_entries("iq2_xxs", entries, even_signs(words)))
 
 
-FORMAT = BlockFormat(name="IQ2_XXS", layout="iq2_xxs", elements=256, block_bytes=66, values=values)
+FORMAT = BlockFormat(layout="iq2_xxs", elements=256, block_bytes=66, values=values)

@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, signed_entries("iq3_s", entries, block[:, :, 74:106]))
 
 
-FORMAT = BlockFormat(name="IQ3_S", layout="iq3_s", elements=256, block_bytes=110, values=values)
+FORMAT = BlockFormat(layout="iq3_s", elements=256, block_bytes=110, values=values)

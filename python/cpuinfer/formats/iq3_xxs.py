@@ -20,4 +20,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, signed_entries("iq3_xxs", block[:, :, 2:66], even_signs(words)))
 
 
-FORMAT = BlockFormat(name="IQ3_XXS", layout="iq3_xxs", elements=256, block_bytes=98, values=values)
+FORMAT = BlockFormat(layout="iq3_xxs", elements=256, block_bytes=98, values=values)

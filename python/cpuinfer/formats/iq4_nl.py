@@ -18,4 +18,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(halves(block, 0)[:, :, None], codebook("iq4_nl")[codes])
 
 
-FORMAT = BlockFormat(name="IQ4_NL", layout="iq4_nl", elements=32, block_bytes=18, values=values)
+FORMAT = BlockFormat(layout="iq4_nl", elements=32, block_bytes=18, values=values)

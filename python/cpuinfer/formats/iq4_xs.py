@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(factored(halves(block, 0), scale.astype(np.int8) - 32), codebook("iq4_nl")[codes])
 
 
-FORMAT = BlockFormat(name="IQ4_XS", layout="iq4_xs", elements=256, block_bytes=136, values=values)
+FORMAT = BlockFormat(layout="iq4_xs", elements=256, block_bytes=136, values=values)

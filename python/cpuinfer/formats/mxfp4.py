@@ -20,4 +20,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, codebook("mxfp4")[unpack(block[:, :, 1:], bits=4, run=16)])
 
 
-FORMAT = BlockFormat(name="MXFP4", layout="mxfp4", elements=32, block_bytes=17, values=values)
+FORMAT = BlockFormat(layout="mxfp4", elements=32, block_bytes=17, values=values)

@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, unpack(block[:, :, 16:80], bits=2, run=32), minimum)
 
 
-FORMAT = BlockFormat(name="Q2_K", layout="q2_k", elements=256, block_bytes=84, values=values)
+FORMAT = BlockFormat(layout="q2_k", elements=256, block_bytes=84, values=values)

@@ -22,4 +22,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(factored(halves(block, 108), scale.astype(np.int8) - 32), (low | third << 2).astype(np.int8) - 4)
 
 
-FORMAT = BlockFormat(name="Q3_K", layout="q3_k", elements=256, block_bytes=110, values=values)
+FORMAT = BlockFormat(layout="q3_k", elements=256, block_bytes=110, values=values)

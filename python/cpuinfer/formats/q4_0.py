@@ -18,4 +18,4 @@ def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     return IntegerRows(split_nibbles(block, 2), halves(block, 0), zero=ZERO)
 
 
-FORMAT = Format(name="Q4_0", layout="int4", inputs=32, bytes=18, zero=ZERO, decode=_decode)
+FORMAT = Format(layout="int4", elements=32, block_bytes=18, zero=ZERO, decode=_decode)

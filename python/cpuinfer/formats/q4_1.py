@@ -17,4 +17,4 @@ def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     return IntegerRows(split_nibbles(block, 4), halves(block, 0), bias=halves(block, 2))
 
 
-FORMAT = Format(name="Q4_1", layout="int4", inputs=32, bytes=20, has_bias=True, decode=_decode)
+FORMAT = Format(layout="int4", elements=32, block_bytes=20, has_bias=True, decode=_decode)

@@ -20,4 +20,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, unpack(block[:, :, 16:], bits=4, run=32), minimum)
 
 
-FORMAT = BlockFormat(name="Q4_K", layout="q4_k", elements=256, block_bytes=144, values=values)
+FORMAT = BlockFormat(layout="q4_k", elements=256, block_bytes=144, values=values)

@@ -19,4 +19,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(halves(block, 0)[:, :, None], (low | fifth << 4).astype(np.int8) - 16)
 
 
-FORMAT = BlockFormat(name="Q5_0", layout="q5_0", elements=32, block_bytes=22, values=values)
+FORMAT = BlockFormat(layout="q5_0", elements=32, block_bytes=22, values=values)

@@ -19,4 +19,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(halves(block, 0)[:, :, None], low | fifth << 4) + halves(block, 2)[:, :, None].astype(np.float64)
 
 
-FORMAT = BlockFormat(name="Q5_1", layout="q5_1", elements=32, block_bytes=24, values=values)
+FORMAT = BlockFormat(layout="q5_1", elements=32, block_bytes=24, values=values)

@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, low | fifth << 4, minimum)
 
 
-FORMAT = BlockFormat(name="Q5_K", layout="q5_k", elements=256, block_bytes=176, values=values)
+FORMAT = BlockFormat(layout="q5_k", elements=256, block_bytes=176, values=values)

@@ -21,4 +21,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(scale, (low | high << 4).astype(np.int8) - 32)
 
 
-FORMAT = BlockFormat(name="Q6_K", layout="q6_k", elements=256, block_bytes=210, values=values)
+FORMAT = BlockFormat(layout="q6_k", elements=256, block_bytes=210, values=values)

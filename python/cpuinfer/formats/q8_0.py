@@ -16,4 +16,4 @@ def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
     return IntegerRows(codes.reshape(len(raw), k), halves(block, 0), zero=ZERO)
 
 
-FORMAT = Format(name="Q8_0", layout="int8", inputs=32, bytes=34, zero=ZERO, decode=_decode)
+FORMAT = Format(layout="int8", elements=32, block_bytes=34, zero=ZERO, decode=_decode)

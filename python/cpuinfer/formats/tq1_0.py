@@ -27,4 +27,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(halves(block, 52)[:, :, None], np.concatenate(parts, axis=2).astype(np.int8) - 1)
 
 
-FORMAT = BlockFormat(name="TQ1_0", layout="tq1_0", elements=256, block_bytes=54, values=values)
+FORMAT = BlockFormat(layout="tq1_0", elements=256, block_bytes=54, values=values)

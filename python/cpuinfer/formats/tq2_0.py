@@ -19,4 +19,4 @@ def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return scaled(halves(block, 64)[:, :, None], codes.astype(np.int8) - 1)
 
 
-FORMAT = BlockFormat(name="TQ2_0", layout="tq2_0", elements=256, block_bytes=66, values=values)
+FORMAT = BlockFormat(layout="tq2_0", elements=256, block_bytes=66, values=values)

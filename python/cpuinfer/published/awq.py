@@ -76,7 +76,6 @@ def open_linear(
         encoding=label(method, 4, group),
         shape=(n, k),
         layout="int4",
-        bits=4,
         group=groups.size,
         has_zeros=True,
         tensor_names=names,

@@ -138,7 +138,6 @@ def open_linear(
         encoding=f"{METHOD} {s.type.upper()} g{s.blocksize}{' double' if s.nested_blocksize else ''}",
         shape=(n, k),
         layout="table4",
-        bits=4,
         group=group,
         table=table,
         tensor_names=names,

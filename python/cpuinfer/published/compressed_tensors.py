@@ -138,7 +138,6 @@ def open_linear(
         encoding=label(METHOD, s.bits, s.group, ordered=groups.order is not None),
         shape=(n, k),
         layout="int4" if s.bits == 4 else "int8",
-        bits=s.bits,
         group=groups.size,
         zero=middle if s.symmetric else 0,
         has_zeros=not s.symmetric,

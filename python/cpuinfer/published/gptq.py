@@ -116,7 +116,6 @@ def open_linear(
         encoding=label(method, s.bits, s.group, ordered=groups.order is not None),
         shape=(n, k),
         layout="int4" if s.bits == 4 else "int8",
-        bits=s.bits,
         group=groups.size,
         zero=middle if s.sym else 0,
         has_zeros=not s.sym,

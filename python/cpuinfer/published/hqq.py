@@ -120,7 +120,6 @@ def open_linear(
         encoding=label(METHOD, bits, group),
         shape=(n, k),
         layout="int4" if bits == 4 else "int8",
-        bits=bits,
         group=group,
         has_zeros=whole,
         has_bias=not whole,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import CheckpointError
+from cpuinfer.formats import mxfp4
 from cpuinfer.formats.canonical import BlockRows
 from cpuinfer.published.tensors import Tensors, expect, stored_bytes, weight_shape
 from cpuinfer.published.weight import PublishedWeight
@@ -60,7 +61,7 @@ def open_linear(
         raw[:, :, 0] = exponent
         raw[:, :, 1::2] = pairs[:, :, :8] & 15 | pairs[:, :, 8:] << 4
         raw[:, :, 2::2] = pairs[:, :, :8] >> 4 | pairs[:, :, 8:] & 0xF0
-        return BlockRows(raw.reshape(end - begin, per_row * 17), "mxfp4", k)
+        return BlockRows(raw.reshape(end - begin, per_row * 17), mxfp4.FORMAT, k)
 
     def floats() -> npt.NDArray[np.float64]:
         pairs = tensors.read(blocks).reshape(-1, 16)
@@ -74,7 +75,6 @@ def open_linear(
         encoding="MXFP4",
         shape=(n, k),
         layout="mxfp4",
-        bits=4,
         group=32,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),

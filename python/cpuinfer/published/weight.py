@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
-
-if TYPE_CHECKING:
-    from cpuinfer import _core
 
 Rows = IntegerRows | TableRows | BlockRows
 
@@ -29,8 +26,6 @@ class PublishedWeight:
     shape: tuple[int, int]
     """(n, k): outputs, inputs."""
     layout: Literal["int4", "int8", "table4", "mxfp4"]
-    bits: int
-    """Of a code."""
     group: int
     """Neighbours that share a scale, in `input_order`: a multiple of 32 that divides k."""
     zero: int = 0
@@ -58,33 +53,6 @@ class PublishedWeight:
         if not 0 <= begin <= end <= self.shape[0]:
             raise InvalidRequest(f"{self.name}: rows [{begin}, {end}), expected a range in [0, {self.shape[0]})")
         return self.decode(begin, end)
-
-    @property
-    def packed_row_bytes(self) -> int:
-        """Of a row once packed; rows are padded to whole panels."""
-        k = self.shape[1]
-        if self.layout == "mxfp4":
-            return k // 32 * 17
-        return k * self.bits // 8 + k // self.group * (2 + 2 * self.has_bias + self.has_zeros)
-
-    def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
-        """An empty packed matrix for the rows."""
-        from cpuinfer import _core
-
-        n, k = self.shape
-        if self.layout == "mxfp4":
-            return _core.PackedMatrix(self.layout, n, k, pool=pool)
-        return _core.PackedMatrix(
-            self.layout,
-            n,
-            k,
-            zero=self.zero,
-            has_bias=self.has_bias,
-            has_zeros=self.has_zeros,
-            group=self.group,
-            table=self.table,
-            pool=pool,
-        )
 
 
 def label(method: str, bits: int, group: int, *, ordered: bool = False) -> str:
