@@ -78,22 +78,7 @@ def build(g: Graph, c: Config) -> Value:
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
             h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-            read = g.layer_norm(x, "attention_layernorm", c.norm_eps) if own_norm else h
-            q, k, v = g.linears(read, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-            a = g.attention(
-                q,
-                k,
-                v,
-                layer=i,
-                heads=c.heads,
-                kv_heads=c.kv_heads,
-                head_dim=c.head_dim,
-                rope=rope,
-                slopes=slopes,
-            )
-            attended = g.linear(a, "self_attn.o_proj", residual=x)
-            if not c.flag("parallel"):
-                h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
-            m = g.linear(h, "mlp.up_proj", act=c.activation())
-            x = g.linear(m, "mlp.down_proj", residual=attended)
+            norm = "attention_layernorm" if own_norm else "input_layernorm"
+            attended = gpt2.attend(g, c, x, i, norm=norm, rope=rope, slopes=slopes)
+            x = gpt2.feed_forward(g, c, attended, read=h if c.flag("parallel") else None)
     return gpt2.head(g, c, x)

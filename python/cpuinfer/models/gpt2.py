@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from cpuinfer.config import Config
+from collections.abc import Sequence
+
+from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
 from cpuinfer.models import Option, Split, Target, Transposed
-from cpuinfer.ops import Value
+from cpuinfer.ops import Normed, Value
 
 HAS_ROPE = False
 _QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
@@ -66,28 +68,29 @@ def build(g: Graph, c: Config) -> Value:
     return head(g, c, x)
 
 
-def attend(g: Graph, c: Config, x: Value, i: int, *, scale: float | None = None, window: int = 0) -> Value:
-    """Attention without rotary positions, read through a LayerNorm and added to its input."""
-    h = g.layer_norm(x, "input_layernorm", c.norm_eps)
+def attend(
+    g: Graph,
+    c: Config,
+    x: Value,
+    i: int,
+    *,
+    norm: str = "input_layernorm",
+    rope: Rope | None = None,
+    scale: float | None = None,
+    window: int = 0,
+    slopes: Sequence[float] = (),
+) -> Value:
+    """Attention read through a LayerNorm and added to its input."""
+    h = g.layer_norm(x, norm, c.norm_eps)
     q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    a = g.attention(
-        q,
-        k,
-        v,
-        layer=i,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rope=None,
-        scale=scale,
-        window=window,
-    )
+    heads = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
+    a = g.attention(q, k, v, layer=i, **heads, rope=rope, scale=scale, window=window, slopes=slopes)
     return g.linear(a, "self_attn.o_proj", residual=x)
 
 
-def feed_forward(g: Graph, c: Config, x: Value) -> Value:
-    """Two linears with an activation between, read through a LayerNorm and added to their input."""
-    h = g.layer_norm(x, "post_attention_layernorm", c.norm_eps)
+def feed_forward(g: Graph, c: Config, x: Value, *, read: Normed | None = None) -> Value:
+    """Two linears with an activation between, added to x; they read it through a LayerNorm, or what is given."""
+    h = g.layer_norm(x, "post_attention_layernorm", c.norm_eps) if read is None else read
     return g.linear(g.linear(h, "mlp.up_proj", act=c.activation()), "mlp.down_proj", residual=x)
 
 

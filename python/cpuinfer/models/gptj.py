@@ -45,7 +45,4 @@ def build(g: Graph, c: Config) -> Value:
 def parallel(g: Graph, c: Config, x: Value, i: int) -> Value:
     """Attention and feed-forward that read the same LayerNorm, both added to its input."""
     h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-    q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
-    attended = g.linear(a, "self_attn.o_proj", residual=x)
-    return g.linear(g.linear(h, "mlp.up_proj", act=c.activation()), "mlp.down_proj", residual=attended)
+    return gpt2.feed_forward(g, c, gpt2.attend(g, c, x, i, rope=c.rope), read=h)

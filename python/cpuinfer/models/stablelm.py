@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, llama
+from cpuinfer.models import Option, RopeKeys, gpt2, llama
 from cpuinfer.ops import Value
 
 GGUF_ROPE = "halves"
@@ -27,11 +27,9 @@ def build(g: Graph, c: Config) -> Value:
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
             h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-            a = g.attention(q, k, v, layer=i, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, rope=c.rope)
-            attended = g.linear(a, "self_attn.o_proj", residual=x)
+            attended = gpt2.attend(g, c, x, i, rope=c.rope)
             if not parallel:
                 h = g.layer_norm(attended, "post_attention_layernorm", c.norm_eps)
             m = g.glu(h, "mlp.gate_proj", "mlp.up_proj", act=c.activation())
             x = g.linear(m, "mlp.down_proj", residual=attended)
-    return g.linear(g.layer_norm(x, "model.norm", c.norm_eps), "model.embed_tokens" if c.tied else "lm_head")
+    return gpt2.head(g, c, x)

@@ -34,19 +34,6 @@ def build(g: Graph, c: Config) -> Value:
     x = g.embed("model.embed_tokens")
     for i in range(c.layers):
         with g.scope(f"model.layers.{i}"):
-            h = g.layer_norm(x, "input_layernorm", c.norm_eps)
-            q, k, v = g.linears(h, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-            a = g.attention(
-                q,
-                k,
-                v,
-                layer=i,
-                heads=c.heads,
-                kv_heads=c.kv_heads,
-                head_dim=c.head_dim,
-                rope=c.rope,
-                window=c.integer("sliding_window"),
-            )
-            x = g.linear(a, "self_attn.o_proj", residual=x)
+            x = gpt2.attend(g, c, x, i, rope=c.rope, window=c.integer("sliding_window"))
             x = gpt2.feed_forward(g, c, x)
     return gpt2.head(g, c, x)
