@@ -22,6 +22,7 @@ from cpuinfer.describe import describe
 from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows
 from cpuinfer.reference import Reference
+from kept_halves import assert_native
 from tiny_folder import Arrays, tensors_of, write_folder
 from tiny_gguf import write_tiny_llama
 
@@ -61,9 +62,9 @@ def test_a_folder_is_the_model_of_the_file_converted_from_it(folder: Path, origi
 
 
 def test_float_weights_kept_as_they_are_run_like_those_of_the_gguf_file(folder: Path, original: Path) -> None:
-    # A head's 16 products are summed in another order: fp32 roundings of scores, and fp16 ones of keys they tip.
-    found, expected = native_logits(folder, "none"), native_logits(original, None)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-10 * np.abs(expected).max())
+    blueprint = loader.open_model(original)
+    for found in (native_logits(folder, "none"), native_logits(original, None)):
+        assert_native(found, blueprint.graph, blueprint.weight, TOKENS)
 
 
 @pytest.mark.parametrize("named", ["model.safetensors.index.json", ""])
@@ -287,7 +288,7 @@ def test_a_group_of_zeros_stays_zeros_and_one_outlier_keeps_its_size(how: str) -
     values = np.zeros((2, 128), np.float32)
     values[1, 5] = -3.0
     found = weights.quantised(float_weight(values), how).floats()
-    np.testing.assert_allclose(found, values, rtol=2.0**-10, atol=0)
+    np.testing.assert_allclose(found, values, rtol=2.0**-11, atol=0)  # of a scale in fp16
 
 
 @pytest.mark.parametrize("how", ["int4", "int8", "nf4"])
