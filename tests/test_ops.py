@@ -13,7 +13,7 @@ from cpuinfer import _core
 from cpuinfer.config import Activation, Rope
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph, alibi_slopes
-from cpuinfer.ops import ACTIVATIONS, Attention, Embed, Experts, Gated, Glu, Linears, Normalize, Value
+from cpuinfer.ops import ACTIVATIONS, Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Value
 from cpuinfer.reference import Reference, activate, rotate, route
 from kept_halves import assert_native
 from made_up import MadeUp, logits
@@ -205,13 +205,13 @@ def bound(op: object, value: Value, values: dict[Value, Array], reference: Refer
         case Linears():
             x = reference._read(values[op.x], op.norm)
             name = next(name for name, out in zip(op.weights, op.outs, strict=True) if out == value)
-            off = 1.2 * product_bound(x, reference._array(name), normed=op.norm is not None)
+            off = 1.2 * product_bound(x, reference._array(name), norm=op.norm)
             return last + off + (0 if op.act is None else 80 * UNIT * (np.abs(exact) + 10))
         case Glu():
             x = reference._read(values[op.x], op.norm)
             gate, up = (reference._affine(x, *pair) for pair in zip((op.gate, op.up), op.biases, strict=True))
             weights = (reference._array(name) for name in (op.gate, op.up))
-            offs = (product_bound(x, weight, normed=op.norm is not None) for weight in weights)
+            offs = (product_bound(x, weight, norm=op.norm) for weight in weights)
             return last + gated_bound(gate, up, *offs, op.act)
         case Experts():
             return last + experts_bound(op, reference._read(values[op.x], op.norm), reference)
@@ -222,16 +222,17 @@ def bound(op: object, value: Value, values: dict[Value, Array], reference: Refer
     raise AssertionError(op)
 
 
-def product_bound(x: Array, weight: Array, *, normed: bool) -> Array:
+def product_bound(x: Array, weight: Array, *, norm: Norm | None, bias: float = 1.0) -> Array:
+    """`bias`: the largest there is."""
     k = x.shape[-1]
-    magnitude = np.abs(x) + (20 if normed else 0)
-    return (k + 2 + (k / 16 + 12 if normed else 0)) * UNIT * (magnitude @ np.abs(weight).T + 1)
+    magnitude = np.abs(x) + (20 if norm is not None and norm.kind == "layer" else 0)
+    return (k + 2 + (0 if norm is None else k / 16 + 12)) * UNIT * (magnitude @ np.abs(weight).T + bias)
 
 
 def gated_bound(gate: Array, up: Array, off_gate: Array, off_up: Array, act: Activation) -> Array:
     """Of act(gate) * up, both off."""
     activated = np.abs(activate(gate, act))
-    off = 1.2 * off_gate + 80 * UNIT * activated + 2e-7 * np.abs(gate)
+    off = 1.2 * off_gate + 80 * UNIT * activated + 7.5e-8 * np.abs(gate)
     return off * (np.abs(up) + off_up) + activated * off_up
 
 
@@ -241,17 +242,17 @@ def experts_bound(op: Experts, x: Array, reference: Reference) -> Array:
     What an expert adds is off by its three products and its share; the sum rounds `used` products and additions.
     """
     router = reference._array(op.router)
-    d = product_bound(x, router, normed=True).max(axis=1, keepdims=True)
+    d = product_bound(x, router, norm=op.norm, bias=0).max(axis=1, keepdims=True)
     chosen, share = route(x @ router.T, op.used, renormalise=op.renormalise)
     gate, up, down = (np.split(reference._array(name), op.experts) for name in (op.gate, op.up, op.down))
     bound = np.zeros_like(x)
     for expert in range(op.experts):
         rows, slot = np.nonzero(chosen == expert)
         z, y = x[rows] @ gate[expert].T, x[rows] @ up[expert].T
-        offs = (product_bound(x[rows], part[expert], normed=True) for part in (gate, up))
+        offs = (product_bound(x[rows], part[expert], norm=op.norm, bias=0) for part in (gate, up))
         inner, off = activate(z, op.act) * y, gated_bound(z, y, *offs, op.act)
         added = np.abs(inner @ down[expert].T)
-        off = off @ np.abs(down[expert]).T + product_bound(np.abs(inner) + off, down[expert], normed=False)
+        off = off @ np.abs(down[expert]).T + product_bound(np.abs(inner) + off, down[expert], norm=None, bias=0)
         p, of_share = share[rows, slot][:, None], np.expm1(2 * d[rows]) + 2 * UNIT
         bound[rows] += p * (off + (of_share + 2 * op.used * UNIT) * (added + off))
     return bound
