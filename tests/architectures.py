@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,17 @@ def read_config(settings: Options, *, context: int | None = None) -> Config:
 
 def our_weights(folder: Path, config: Config) -> dict[str, Array]:
     """The folder's tensors by our names."""
+    return arranged(load_file(folder / "model.safetensors"), config)
+
+
+def arranged(tensors: Mapping[str, npt.NDArray[Any]], config: Config) -> dict[str, Array]:
+    """A folder's tensors by our names."""
     architecture = models.find(config.model_type)
-    stored = {}
-    for name, values in load_file(folder / "model.safetensors").items():
-        if not name.startswith(architecture.hf_left_out):
-            stored[name.removesuffix(".weight")] = exact(name, values.astype(np.float64))
+    stored = {
+        name.removesuffix(".weight"): exact(name, values.astype(np.float64))
+        for name, values in tensors.items()
+        if not name.startswith(architecture.hf_left_out)
+    }
     return {name: weight.floats() for name, weight in arrange(stored, architecture.hf_names, config).items()}
 
 

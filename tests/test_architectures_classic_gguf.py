@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import Options, exact, native_logits, our_logits, random_tokens, read_config
+from architectures import Options, arranged, native_logits, our_logits, random_tokens, read_config
 from converted_classic_gguf import (
     HEAD_DIM,
     HIDDEN,
@@ -26,34 +25,11 @@ from converted_classic_gguf import (
     write,
 )
 from converted_gguf import save
-from cpuinfer import loader, models
+from cpuinfer import loader
 from cpuinfer.config import Rope
 from cpuinfer.errors import UnsupportedModel
-from cpuinfer.gguf import ROPE_TENSORS, open_source
-from cpuinfer.naming import arrange
+from cpuinfer.gguf import open_source
 from kept_halves import assert_native
-
-HEAD_NORMS = {"blk.{i}.attn_q_norm", "blk.{i}.attn_k_norm"}
-NAMES: dict[str, tuple[ARCH, set[str]]] = {
-    # model type -> the architecture in GGUF files, and its names that are refused: in no file, or of StableLM 2 12B.
-    "gpt_neox": (ARCH.GPTNEOX, set()),
-    "gpt2": (ARCH.GPT2, set()),
-    "bloom": (ARCH.BLOOM, set()),
-    "falcon": (ARCH.FALCON, set()),
-    "phi": (ARCH.PHI2, {"blk.{i}.ffn_norm"}),
-    "starcoder2": (ARCH.STARCODER2, {"blk.{i}.attn_rot_embd"}),
-    "stablelm": (ARCH.STABLELM, HEAD_NORMS),
-}
-
-
-@pytest.mark.parametrize("model_type", NAMES)
-def test_every_name_that_gguf_lists_is_mapped_or_refused(model_type: str) -> None:
-    arch, refused = NAMES[model_type]
-    listed = {gguf.TENSOR_NAMES[tensor].replace("{bid}", "{i}") for tensor in gguf.MODEL_TENSORS[arch]}
-    known = set(models.find(model_type).gguf_names) | {name.removesuffix(".weight") for name in ROPE_TENSORS}
-    assert listed - known == refused
-    assert models.GGUF_NAMES.get(name := gguf.MODEL_ARCH_NAMES[arch], name) == model_type
-
 
 CASES = {
     "gpt_neox": neox(parallel=True),
@@ -102,9 +78,7 @@ def test_a_converted_file_says_what_its_folder_does(name: str, tmp_path: Path) -
 def test_a_converted_file_computes_what_its_folder_does(name: str, tmp_path: Path) -> None:
     case, tokens = CASES[name], random_tokens(50)
     config, folder = read_config(case.settings), make_folder(case)
-    stored = {name.removesuffix(".weight"): exact(name, values) for name, values in folder.items()}
-    weights = arrange(stored, models.find(config.model_type).hf_names, config)
-    expected = our_logits(config, {name: weight.floats() for name, weight in weights.items()}, tokens)
+    expected = our_logits(config, arranged(folder, config), tokens)
     source = open_source(write(tmp_path / "model.gguf", case, folder))
     found = our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, tokens)
     # The numbers are the same and in the same order: at most products over other matrices round differently.
@@ -116,16 +90,6 @@ def test_the_native_core_runs_a_converted_file(name: str, tmp_path: Path) -> Non
     blueprint = loader.open_model(write(tmp_path / "model.gguf", CASES[name], make_folder(CASES[name])))
     tokens = random_tokens(50)
     assert_native(native_logits(blueprint, tokens), blueprint.graph, blueprint.weight, tokens)
-
-
-@pytest.mark.parametrize("model_type", NAMES)
-def test_a_refused_tensor_is_named_in_the_error(model_type: str) -> None:
-    architecture = models.find(model_type)
-    config = read_config(next(case.settings for case in CASES.values() if case.settings["model_type"] == model_type))
-    for name in sorted({"blk.{i}.attn_sinks", *NAMES[model_type][1]}):
-        stored = name.replace("{i}", "1")
-        with pytest.raises(UnsupportedModel, match=f"{stored}.weight is not part of the architecture"):
-            arrange({stored: exact(f"{stored}.weight", np.zeros((2, 2)))}, architecture.gguf_names, config)
 
 
 def test_gptj_which_no_converter_writes_is_refused_in_gguf_files(tmp_path: Path) -> None:

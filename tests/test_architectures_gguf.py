@@ -5,65 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import Options, exact, native_logits, our_graph, our_logits, random_tokens, read_config
+from architectures import Options, arranged, exact, native_logits, our_graph, our_logits, random_tokens, read_config
 from converted_gguf import EXPERTS, HEAD_DIM, HEADS, KV_HEADS, SETTINGS, Case, make_folder, write
 from cpuinfer import loader, models
 from cpuinfer.errors import UnsupportedModel
-from cpuinfer.gguf import ROPE_TENSORS, open_source
+from cpuinfer.gguf import open_source
 from cpuinfer.naming import arrange
 from cpuinfer.ops import Attention
 from kept_halves import assert_native
 
 Metadata = dict[str, float | int | str]
-NAMES: dict[str, tuple[ARCH, frozenset[str]]] = {
-    # model type -> the architecture in GGUF files, and its names that are refused: another file, or a table we compute.
-    "llama": (
-        ARCH.LLAMA,
-        frozenset(
-            f"blk.{{i}}.{name}"
-            for name in ("attn_rot_embd", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-        ),
-    ),
-    "mixtral": (
-        ARCH.LLAMA,
-        frozenset({f"blk.{{i}}.{name}" for name in ("attn_rot_embd", "ffn_gate", "ffn_up", "ffn_down")}),
-    ),
-    "qwen2": (ARCH.QWEN2, frozenset()),
-    "qwen3": (ARCH.QWEN3, frozenset()),
-    "gemma2": (ARCH.GEMMA2, frozenset()),
-    "gemma3_text": (ARCH.GEMMA3, frozenset()),
-    "phi3": (ARCH.PHI3, frozenset()),
-    "olmo2": (ARCH.OLMO2, frozenset()),
-    "olmo3": (ARCH.OLMO2, frozenset()),
-    "smollm3": (ARCH.SMOLLM3, frozenset({"blk.{i}.attn_rot_embd"})),
-    "qwen2_moe": (ARCH.QWEN2MOE, frozenset()),
-    "qwen3_moe": (ARCH.QWEN3MOE, frozenset()),
-}
-
-
-@pytest.mark.parametrize("model_type", NAMES)
-def test_every_name_that_gguf_lists_is_mapped_or_refused(model_type: str) -> None:
-    arch, refused = NAMES[model_type]
-    listed = {gguf.TENSOR_NAMES[tensor].replace("{bid}", "{i}") for tensor in gguf.MODEL_TENSORS[arch]}
-    known = set(models.find(model_type).gguf_names) | {name.removesuffix(".weight") for name in ROPE_TENSORS}
-    assert listed - known == refused
-
-
-@pytest.mark.parametrize("model_type", NAMES)
-def test_a_refused_tensor_is_named_in_the_error(model_type: str) -> None:
-    architecture = models.find(model_type)
-    config = read_config({**SETTINGS, "model_type": model_type})
-    for name in sorted({"blk.{i}.attn_sinks", *NAMES[model_type][1]}):
-        stored = name.replace("{i}", "1")
-        with pytest.raises(UnsupportedModel, match=f"{stored}.weight is not part of the architecture"):
-            arrange({stored: exact(f"{stored}.weight", np.zeros((2, 2)))}, architecture.gguf_names, config)
-
-
 LONG, SHORT = [1.0 + i / 2 for i in range(6)], [1.0 + i / 8 for i in range(6)]
 QKV = (".q_proj", ".k_proj", ".v_proj")
 WHOLE_NORMS = {"q_norm": (HEADS * HEAD_DIM,), "k_norm": (KV_HEADS * HEAD_DIM,)}
@@ -209,9 +164,7 @@ def test_a_converted_file_computes_what_its_folder_does(name: str, tmp_path: Pat
     case = CASES[name]
     settings = {**SETTINGS, **case.settings, "model_type": case.model_type}
     config, folder, tokens = read_config(settings), make_folder(case), random_tokens(50)
-    stored = {name.removesuffix(".weight"): exact(name, values) for name, values in folder.items()}
-    weights = arrange(stored, models.find(case.model_type).hf_names, config)
-    expected = our_logits(config, {name: weight.floats() for name, weight in weights.items()}, tokens)
+    expected = our_logits(config, arranged(folder, config), tokens)
     source = open_source(write(tmp_path / "model.gguf", case, folder, config))
     found = our_logits(source.config, {name: weight.floats() for name, weight in source.weights.items()}, tokens)
     # GGUF has epsilon, bases and factors in float32.

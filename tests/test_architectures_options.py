@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH as ARCH
 
-from architectures import Options, exact, read_config
+from architectures import Options, arranged, exact, our_graph, read_config
 from converted_gguf import SETTINGS, Case, make_folder
 from cpuinfer import models
 from cpuinfer.config import Config
 from cpuinfer.errors import UnsupportedModel
-from cpuinfer.graph import Graph
 from cpuinfer.naming import arrange
 
 LOCAL, FULL = "sliding_attention", "full_attention"
@@ -61,9 +60,7 @@ def build(model_type: str, settings: Options) -> None:
     """Record the graph of a folder that lacks no tensor."""
     config = read_config({**SETTINGS, **settings, "model_type": model_type})
     folder = make_folder(Case(model_type, ARCH.LLAMA))
-    stored = {name.removesuffix(".weight"): exact(name, values) for name, values in folder.items()}
-    weights = arrange(stored, models.find(model_type).hf_names, config)
-    models.find(model_type).build(Graph({name: weight.shape for name, weight in weights.items()}), config)
+    our_graph(config, arranged(folder, config))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cpuinfer.config import Config, RopeLayout
@@ -104,10 +104,16 @@ GGUF_NAMES = {
     "phi2": "phi",
 }
 """GGUF's `general.architecture` -> our file, where they differ."""
-FUSED: Mapping[str, Target] = {
-    "blk.{i}.attn_qkv": Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
-}
+QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
+QKV_BY_HEAD = replace(QKV, interleaved=True)
+"""Queries, keys and values in one weight: one after another, or those of each key-value head together."""
+FUSED: Mapping[str, Target] = {"blk.{i}.attn_qkv": QKV}
 """What converters to GGUF make of separate queries, keys and values when asked to."""
+
+
+def with_and_without(prefix: str, names: Mapping[str, Target]) -> dict[str, Target]:
+    """Names in files of a whole model and of its body alone, and the head's."""
+    return {**names, **{f"{prefix}{name}": ours for name, ours in names.items()}, "lm_head": "lm_head"}
 
 
 def supported() -> tuple[str, ...]:

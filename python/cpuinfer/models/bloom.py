@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph, alibi_slopes
-from cpuinfer.models import Option, Split, Target, gpt2
+from cpuinfer.models import QKV_BY_HEAD, Option, Target, gpt2, with_and_without
 from cpuinfer.ops import Value
 
 HAS_ROPE = False
-_PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
 GGUF_NAMES: dict[str, Target] = {
     **{name: ours for name, ours in gpt2.GGUF_NAMES.items() if name != "position_embd"},
     "token_embd_norm": "model.embed_norm",
 }
-_HF: dict[str, Target] = {
+BODY: dict[str, Target] = {
     "word_embeddings": "model.embed_tokens",
     "word_embeddings_layernorm": "model.embed_norm",
     "h.{i}.input_layernorm": "model.layers.{i}.input_layernorm",
-    "h.{i}.self_attention.query_key_value": Split(_PARTS, "qkv", interleaved=True),
+    "h.{i}.self_attention.query_key_value": QKV_BY_HEAD,
     "h.{i}.self_attention.dense": "model.layers.{i}.self_attn.o_proj",
     "h.{i}.post_attention_layernorm": "model.layers.{i}.post_attention_layernorm",
     "h.{i}.mlp.dense_h_to_4h": "model.layers.{i}.mlp.up_proj",
     "h.{i}.mlp.dense_4h_to_h": "model.layers.{i}.mlp.down_proj",
     "ln_f": "model.norm",
 }
-HF_NAMES: dict[str, Target] = {
-    **_HF,
-    **{f"transformer.{name}": ours for name, ours in _HF.items()},
-    "lm_head": "lm_head",
-}
+HF_NAMES = with_and_without("transformer.", BODY)
 HF_KEYS = {
     "hidden": lambda settings: settings.get("hidden_size", settings.get("n_embed")),
     "layers": lambda settings: settings.get("n_layer", settings.get("num_hidden_layers")),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph, alibi_slopes
-from cpuinfer.models import Json, Option, Split, Target, gpt2
+from cpuinfer.models import QKV, Json, Option, Target, bloom, gpt2, with_and_without
 from cpuinfer.ops import Value
 
 
@@ -19,24 +19,14 @@ def kv_heads(settings: Json) -> object:
     return 1 if settings.get("multi_query", True) else settings.get("num_attention_heads")
 
 
-_PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
-_HF: dict[str, Target] = {
-    "word_embeddings": "model.embed_tokens",
-    "h.{i}.input_layernorm": "model.layers.{i}.input_layernorm",
-    "h.{i}.ln_attn": "model.layers.{i}.attention_layernorm",
-    "h.{i}.ln_mlp": "model.layers.{i}.input_layernorm",
-    "h.{i}.post_attention_layernorm": "model.layers.{i}.post_attention_layernorm",
-    "h.{i}.self_attention.query_key_value": Split(_PARTS, "qkv", interleaved=True),
-    "h.{i}.self_attention.dense": "model.layers.{i}.self_attn.o_proj",
-    "h.{i}.mlp.dense_h_to_4h": "model.layers.{i}.mlp.up_proj",
-    "h.{i}.mlp.dense_4h_to_h": "model.layers.{i}.mlp.down_proj",
-    "ln_f": "model.norm",
-}
-HF_NAMES: dict[str, Target] = {
-    **_HF,
-    **{f"transformer.{name}": ours for name, ours in _HF.items()},
-    "lm_head": "lm_head",
-}
+HF_NAMES = with_and_without(
+    "transformer.",
+    {
+        **{name: ours for name, ours in bloom.BODY.items() if name != "word_embeddings_layernorm"},
+        "h.{i}.ln_attn": "model.layers.{i}.attention_layernorm",
+        "h.{i}.ln_mlp": "model.layers.{i}.input_layernorm",
+    },
+)
 HF_KEYS = {
     "layers": lambda settings: settings.get("num_hidden_layers", settings.get("n_layer")),
     "heads": lambda settings: settings.get("num_attention_heads", settings.get("n_head")),
@@ -48,7 +38,7 @@ GGUF_NAMES: dict[str, Target] = {
     "token_embd": "model.embed_tokens",
     "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
     "blk.{i}.attn_norm_2": "model.layers.{i}.attention_layernorm",
-    "blk.{i}.attn_qkv": Split(_PARTS, "qkv"),
+    "blk.{i}.attn_qkv": QKV,
     "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
     "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
     "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 from cpuinfer.config import Config, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Split, Target, Transposed
+from cpuinfer.models import QKV, Option, Target, Transposed, with_and_without
 from cpuinfer.ops import Normed, Value
 
 HAS_ROPE = False
-_QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
 GGUF_NAMES: dict[str, Target] = {
     "token_embd": "model.embed_tokens",
     "position_embd": "model.embed_positions",
     "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-    "blk.{i}.attn_qkv": _QKV,
+    "blk.{i}.attn_qkv": QKV,
     "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
     "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
     "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
@@ -27,7 +26,7 @@ _HF: dict[str, Target] = {
     "wte": "model.embed_tokens",
     "wpe": "model.embed_positions",
     "h.{i}.ln_1": "model.layers.{i}.input_layernorm",
-    "h.{i}.attn.c_attn": Transposed(_QKV),
+    "h.{i}.attn.c_attn": Transposed(QKV),
     "h.{i}.attn.c_proj": Transposed("model.layers.{i}.self_attn.o_proj"),
     "h.{i}.attn": None,
     "h.{i}.attn.masked_bias": None,
@@ -36,11 +35,7 @@ _HF: dict[str, Target] = {
     "h.{i}.mlp.c_proj": Transposed("model.layers.{i}.mlp.down_proj"),
     "ln_f": "model.norm",
 }
-HF_NAMES: dict[str, Target] = {
-    **_HF,
-    **{f"transformer.{name}": ours for name, ours in _HF.items()},
-    "lm_head": "lm_head",
-}
+HF_NAMES = with_and_without("transformer.", _HF)
 HF_KEYS = {
     "hidden": "n_embd",
     "layers": "n_layer",

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, Split, Target, gpt2
+from cpuinfer.models import QKV_BY_HEAD, Option, RopeKeys, Target, gpt2
 from cpuinfer.ops import Value
 
-_PARTS = tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
-GGUF_NAMES: dict[str, Target] = {
-    "token_embd": "model.embed_tokens",
-    "blk.{i}.attn_norm": "model.layers.{i}.input_layernorm",
-    "blk.{i}.attn_qkv": Split(_PARTS, "qkv"),
-    "blk.{i}.attn_output": "model.layers.{i}.self_attn.o_proj",
-    "blk.{i}.ffn_norm": "model.layers.{i}.post_attention_layernorm",
-    "blk.{i}.ffn_up": "model.layers.{i}.mlp.up_proj",
-    "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
+GGUF_NAMES = {name: ours for name, ours in gpt2.GGUF_NAMES.items() if name != "position_embd"}
 HF_NAMES: dict[str, Target] = {
     "gpt_neox.embed_in": "model.embed_tokens",
     "gpt_neox.layers.{i}.input_layernorm": "model.layers.{i}.input_layernorm",
-    "gpt_neox.layers.{i}.attention.query_key_value": Split(_PARTS, "qkv", interleaved=True),
+    "gpt_neox.layers.{i}.attention.query_key_value": QKV_BY_HEAD,
     "gpt_neox.layers.{i}.attention.dense": "model.layers.{i}.self_attn.o_proj",
     "gpt_neox.layers.{i}.attention.bias": None,
     "gpt_neox.layers.{i}.attention": None,

@@ -22,14 +22,7 @@ HF_NAMES: dict[str, Target] = {
     "transformer.ln_f": "model.norm",
     "lm_head": "lm_head",
 }
-HF_KEYS = {
-    "hidden": "n_embd",
-    "layers": "n_layer",
-    "heads": "n_head",
-    "context": "n_positions",
-    "norm_eps": "layer_norm_epsilon",
-    "feed_forward": lambda settings: settings.get("n_inner") or 4 * settings.get("n_embd", 0),
-}
+HF_KEYS = gpt2.HF_KEYS
 OPTIONS = {"act": Option("gelu_new", hf="activation_function")}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, Target, gpt2
+from cpuinfer.models import Option, Target, gpt2, with_and_without
 from cpuinfer.ops import Value
 
 HAS_ROPE = False
@@ -19,7 +19,7 @@ _HF: dict[str, Target] = {
     "decoder.layers.{i}.final_layer_norm": "model.layers.{i}.post_attention_layernorm",
     "decoder.final_layer_norm": "model.norm",
 }
-HF_NAMES: dict[str, Target] = {**_HF, **{f"model.{name}": ours for name, ours in _HF.items()}, "lm_head": "lm_head"}
+HF_NAMES = with_and_without("model.", _HF)
 HF_KEYS = {"feed_forward": "ffn_dim", "norm_eps": lambda _: 1e-5}
 HF_DEFAULTS = {"tie_word_embeddings": True, "max_position_embeddings": 2048}
 OPTIONS = {

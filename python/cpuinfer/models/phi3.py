@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from cpuinfer.config import Config
 from cpuinfer.graph import Graph
-from cpuinfer.models import Option, RopeKeys, Split, llama
+from cpuinfer.models import QKV, Option, RopeKeys, Split, llama
 from cpuinfer.ops import Value
 
-_QKV = Split(tuple(f"model.layers.{{i}}.self_attn.{part}_proj" for part in "qkv"), "qkv")
 _GATE_UP = Split(("model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"), "equal")
 GGUF_ROPE = "halves"
 GGUF_NAMES = {
@@ -16,7 +15,7 @@ GGUF_NAMES = {
 }
 HF_NAMES = {
     **llama.HF_NAMES,
-    "model.layers.{i}.self_attn.qkv_proj": _QKV,
+    "model.layers.{i}.self_attn.qkv_proj": QKV,
     "model.layers.{i}.mlp.gate_up_proj": _GATE_UP,
 }
 HF_ROPE_KEYS = RopeKeys(share="partial_rotary_factor")
