@@ -151,6 +151,10 @@ CASES: dict[str, tuple[str, Options]] = {
             "rope_parameters": {FULL: YARN, LOCAL: {**PLAIN_ROPE, "rope_theta": 5000.0}},
         },
     ),
+    "olmo3, yarn as published": (
+        "Olmo3Config",
+        {"sliding_window": 6, "num_hidden_layers": 5, "rope_parameters": {FULL: YARN, LOCAL: PLAIN_ROPE}},
+    ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5}),
     "smollm3, layers named": ("SmolLM3Config", {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": False}),
     "smollm3, every second": ("SmolLM3Config", {"no_rope_layer_interval": 2, "attention_bias": True}),
@@ -193,6 +197,7 @@ OLDER = {
     "gemma3_text, scaled far rope": {},
     "phi3, long": {},
     "phi3, partly rotated, tied": {},
+    "olmo3, yarn as published": {"layer_types": None},
     "smollm3": {"no_rope_layers": None},
     "mixtral": {},
     "qwen3_moe": {},

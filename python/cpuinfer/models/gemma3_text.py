@@ -43,6 +43,7 @@ GGUF_NAMES = {
 }
 OPTIONS = {
     **gemma2.OPTIONS,
+    # 0, or no key in a GGUF file: all layers are global.
     "sliding_window": Option(0, hf="sliding_window", gguf="attention.sliding_window"),
     "every": Option(6, hf="sliding_window_pattern", gguf="attention.sliding_window_pattern"),
     "local_base": Option(10000.0, hf=local_base, gguf="rope.freq_base_swa"),
