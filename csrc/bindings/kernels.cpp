@@ -234,7 +234,11 @@ void bind_kernels(py::module_& m) {
       py::arg("name") = py::none());
   m.def("codebook", &codebook, py::arg("name"));
   m.def("read_blocks", &read_blocks_of, py::arg("layout"), py::arg("raw"), py::arg("k"));
-  py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
+  py::class_<BufferPool>(m, "BufferPool", py::buffer_protocol())
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](BufferPool& pool) {
+        return py::buffer_info(static_cast<uint8_t*>(pool.data()), static_cast<py::ssize_t>(pool.bytes()));
+      });
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
       .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, bool has_zeros,
                        int64_t group, std::optional<std::vector<float>> table, BufferPool* pool) {
