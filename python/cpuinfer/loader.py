@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 """Of a tensor, read and packed at once by a thread."""
-PARTS, CACHE_LINE = 4, 64
-"""A packed matrix is at most codes, scales, biases and zero points, each from a cache line on."""
+CACHE_LINE = 64
+"""Bytes; a packed matrix begins with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def load_program(blueprint: Blueprint, *, threads: int, cache_packed: bool = Fal
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     tasks: list[Callable[[], None]] = []
     used = {name: blueprint.tensor(name) for name in blueprint.graph.used}
-    pool = _core.BufferPool(sum(weight.packed_bytes + PARTS * CACHE_LINE for weight in used.values()))
+    pool = _core.BufferPool(sum(weight.packed_bytes + CACHE_LINE for weight in used.values()))
     for name, weight in used.items():
         if len(weight.shape) == 1:
             vectors[name] = _finite(blueprint, weight)
