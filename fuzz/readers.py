@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every reader: any input is read or refused by an error of ours, in little room and time.
 
-pip install . atheris pytest gguf safetensors
+pip install '.[fuzz]'
 python fuzz/readers.py all --seconds 120        # every reader, one after another
 python fuzz/readers.py tokenizer --seconds 600 --seed 7
 python fuzz/readers.py tokenizer crash-0123...  # an input that was found, once more

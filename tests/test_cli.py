@@ -125,7 +125,14 @@ def test_run_tells_the_model_from_the_prompt(
     prompt: str,
 ) -> None:
     assert main(["run", *arguments]) == 0
-    assert opened[0].opened == {"spec": model, "threads": None, "context": None, "isa": None, "quantize": None}
+    assert opened[0].opened == {
+        "spec": model,
+        "threads": None,
+        "context": None,
+        "isa": None,
+        "quantize": None,
+        "cache_packed": False,
+    }
     assert opened[0].asked == [[{"role": "user", "content": prompt}]]
     assert capsys.readouterr().out == f"You said: {prompt}\n"
 
@@ -155,9 +162,16 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    machine = "-c 64 -t 3 --isa avx2 --quantize nf4"
+    machine = "-c 64 -t 3 --isa avx2 --quantize nf4 --cache-packed"
     assert main(["run", *f"{sampling} {more} {machine} --system Be hi".split()]) == 0
-    assert opened[0].opened == {"spec": None, "threads": 3, "context": 64, "isa": "avx2", "quantize": "nf4"}
+    assert opened[0].opened == {
+        "spec": None,
+        "threads": 3,
+        "context": 64,
+        "isa": "avx2",
+        "quantize": "nf4",
+        "cache_packed": True,
+    }
     assert opened[0].asked == [[{"role": "system", "content": "Be"}, {"role": "user", "content": "hi"}]]
     assert opened[0].params == [
         cpuinfer.SamplingParams(

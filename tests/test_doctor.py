@@ -174,6 +174,9 @@ def test_achieved_decodes_and_compares_with_the_roof(
     assert run(str(tiny_model), "--achieved", "--json") == 0
     roof = json.loads(capsys.readouterr().out)["roof"]
     assert roof["achieved"] > 0
+    assert len(roof["shares"]) == 7 == measured.count(measured[-1])
+    rate_of_the_roof = roof["achieved"] / roof["tokens_per_second"]
+    assert roof["shares"][3] == pytest.approx(rate_of_the_roof)  # every reading here is 20 GB/s
     assert roof["bytes_per_token"] == describe.describe(tiny_model).bytes_per_token
 
 

@@ -21,7 +21,7 @@ CSRC = ROOT / "csrc"
 # Lowest first.  A module imports from lines above its own, or from its own part; a new part needs a place here.
 PYTHON_LAYERS = (
     {"errors", "description", "results", "_core", "__init__"},
-    {"config", "machine", "sampling", "store"},
+    {"config", "machine", "sampling", "store", "template_bounds"},
     {"ops", "checkpoint", "chat", "rope", "tokenizer"},
     {"graph"},
     {"models", "formats", "program", "reference", "safetensors_folder", "streaming"},

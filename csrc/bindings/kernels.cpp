@@ -67,11 +67,11 @@ const void* optional_data(const std::optional<py::array>& array, const char* nam
 void set_integer_rows(PackedMatrix& matrix, int64_t row, const py::array& codes, const py::array& scale,
                       const std::optional<py::array>& bias, const std::optional<py::array>& zeros) {
   const Weights& w = matrix.view();
-  if (w.scale == nullptr) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
+  if (w.cell.bytes == 0) invalid(std::string("integer rows for a matrix of ") + encoding_name(w.encoding));
   const int64_t rows = check_array(codes, "codes", "uint8", -1, w.k), groups = w.k / w.group;
   check_array(scale, "scale", "float16", rows, groups);
-  const void* bias_data = optional_data(bias, "bias", "float16", rows, groups, w.bias != nullptr);
-  const void* zeros_data = optional_data(zeros, "zeros", "uint8", rows, groups, w.zeros != nullptr);
+  const void* bias_data = optional_data(bias, "bias", "float16", rows, groups, w.cell.bias != 0);
+  const void* zeros_data = optional_data(zeros, "zeros", "uint8", rows, groups, w.cell.zeros != 0);
   check_range(w, row, rows);
   const auto* code_data = static_cast<const uint8_t*>(codes.data());
   const auto* scale_data = static_cast<const uint16_t*>(scale.data());
@@ -234,7 +234,11 @@ void bind_kernels(py::module_& m) {
       py::arg("name") = py::none());
   m.def("codebook", &codebook, py::arg("name"));
   m.def("read_blocks", &read_blocks_of, py::arg("layout"), py::arg("raw"), py::arg("k"));
-  py::class_<BufferPool>(m, "BufferPool").def(py::init<std::size_t>(), py::arg("bytes"));
+  py::class_<BufferPool>(m, "BufferPool", py::buffer_protocol())
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](BufferPool& pool) {
+        return py::buffer_info(static_cast<uint8_t*>(pool.data()), static_cast<py::ssize_t>(pool.bytes()));
+      });
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
       .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, bool has_zeros,
                        int64_t group, std::optional<std::vector<float>> table, BufferPool* pool) {
@@ -254,8 +258,8 @@ void bind_kernels(py::module_& m) {
       .def_property_readonly("n", [](const PackedMatrix& p) { return p.view().n; })
       .def_property_readonly("k", [](const PackedMatrix& p) { return p.view().k; })
       .def_property_readonly("zero", [](const PackedMatrix& p) { return p.view().zero; })
-      .def_property_readonly("has_bias", [](const PackedMatrix& p) { return p.view().bias != nullptr; })
-      .def_property_readonly("has_zeros", [](const PackedMatrix& p) { return p.view().zeros != nullptr; })
+      .def_property_readonly("has_bias", [](const PackedMatrix& p) { return p.view().cell.bias != 0; })
+      .def_property_readonly("has_zeros", [](const PackedMatrix& p) { return p.view().cell.zeros != 0; })
       .def_property_readonly("group", [](const PackedMatrix& p) { return p.view().group; })
       .def_property_readonly("bytes", &PackedMatrix::bytes);
   m.def("matmul", &matmul, py::arg("matrix"), py::arg("x"), py::arg("isa") = py::none());

@@ -10,6 +10,9 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
+
+#include "core/error.h"
 
 namespace cpuinfer {
 
@@ -46,14 +49,22 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
-// One block cut into buffers, which keep it alive: many small ones then lie on huge pages.  Not for several threads.
+// One block cut into buffers, which keep it alive: many small ones then lie on huge pages, and can be read and written
+// as a whole.  Not for several threads.
 class BufferPool {
  public:
   explicit BufferPool(std::size_t bytes) : block_(bytes) {}
 
-  // The next part of the block, or a buffer of its own when the block is used up.
+  std::size_t bytes() const noexcept { return block_.bytes(); }
+  void* data() noexcept { return block_.as<void>(); }
+
+  // The next part of the block, from a cache line on.
   Buffer take(std::size_t bytes) {
-    if (bytes > block_.bytes() - used_) return Buffer(bytes);
+    if (bytes > block_.bytes() - used_) {
+      throw Error(Fault::kInvalid, "a pool of " + std::to_string(block_.bytes()) + " bytes, of which " +
+                                       std::to_string(used_) + " are taken, asked for " + std::to_string(bytes) +
+                                       " more");
+    }
     Buffer part;
     part.data_ = std::shared_ptr<void>(block_.data_, block_.as<std::byte>() + used_);
     part.bytes_ = bytes;

@@ -3,9 +3,10 @@
 
 namespace {
 
-// How far ahead of a sweep its codes are fetched: one of several rows issues loads too rarely for the processor to run
-// ahead by itself; one of a single row reads codes, scales and biases in three places.
-constexpr int64_t kPrefetchBytes = 2048, kRowPrefetchBytes = 4096;
+// How far ahead a sweep of several rows fetches codes: it loads too rarely for the processor to run ahead by itself.
+constexpr int64_t kPrefetchBytes = 2048;
+
+inline const uint16_t* halves(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
 
 template <int kCount>
 struct Count {
@@ -62,12 +63,12 @@ inline void dot_group(const uint8_t* codes, const int8_t* x, typename Dot::Sums 
 template <typename Dot, bool kNibbles, bool kGrouped, int kRows>
 void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   constexpr int kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
-  const int64_t groups = g.w->k / kGroup;
-  const int64_t shared = kGrouped ? g.w->group / kGroup : 1;  // groups with the same scale
-  const bool zeros = kGrouped && g.w->zeros;
+  const Cell& cell = g.w->cell;
+  const bool zeros = kGrouped && cell.zeros;
   const int32_t offset = Dot::kCentre - (zeros ? 0 : g.w->zero);
-  const uint8_t* codes = static_cast<const uint8_t*>(g.w->codes) + panel * groups * kGroupBytes;
-  int64_t at = panel * (groups / shared) * kLanes;  // of the group's scale
+  const int64_t cells = g.w->k / g.w->group;
+  const uint8_t* codes = g.w->codes + panel * cells * cell.bytes;
+  const uint8_t* scale = codes + cell.codes;
   const int8_t* x = g.quantized.codes + first_row * kGroup;
   const float* x_scale = g.quantized.scale + first_row;
   const int32_t* x_sum = g.quantized.sum + first_row;
@@ -75,12 +76,9 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   for (auto& row : y) {
     for (Part& part : row) part = fill(0.0f);
   }
-  for (int64_t group = 0, left = shared; group < groups; ++group) {
-    for (int line = 0; line < kGroupBytes; line += 64)
-      __builtin_prefetch(codes + (kRows > 1 ? kPrefetchBytes : kRowPrefetchBytes) + line);
-    if constexpr (kRows == 1) {
-      __builtin_prefetch(g.w->scale + at + kRowPrefetchBytes / kGroupBytes * kLanes);
-      if (g.w->bias) __builtin_prefetch(g.w->bias + at + kRowPrefetchBytes / kGroupBytes * kLanes);
+  for (const uint8_t* end = codes + cells * cell.bytes; codes < end;) {
+    if constexpr (kRows > 1) {
+      for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kPrefetchBytes + line);
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kParts; ++p) {
@@ -88,15 +86,16 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) sums[r] = Dot::start(offset * x_sum[r]);
       dot_group<Dot, kNibbles, kRows>(codes + p * kPartLanes * 4, x, sums);
-      const Part w_scale = load_half(g.w->scale + at + p * kPartLanes);
+      const Part w_scale = load_half(halves(scale) + p * kPartLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         Bits dot = Dot::finish(sums[r], offset * x_sum[r]);
-        if (zeros) dot = minus(dot, times(widen_bytes(g.w->zeros + at + p * kPartLanes), fill_bits(x_sum[r])));
+        if (zeros)
+          dot = minus(dot, times(widen_bytes(scale - cell.codes + cell.zeros + p * kPartLanes), fill_bits(x_sum[r])));
         y[r][p] = fused(to_float(dot), w_scale * fill(x_scale[r]), y[r][p]);
       }
-      if (g.w->bias) {
-        const Part w_bias = load_half(g.w->bias + at + p * kPartLanes);
+      if (cell.bias) {
+        const Part w_bias = load_half(halves(scale) + kLanes + p * kPartLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           y[r][p] = fused(w_bias, fill(x_scale[r] * static_cast<float>(x_sum[r])), y[r][p]);
@@ -107,9 +106,9 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
     x += g.quantized.rows * kGroup;
     x_scale += g.quantized.rows;
     x_sum += g.quantized.rows * 2;
-    if (!kGrouped || --left == 0) {
-      left = shared;
-      at += kLanes;
+    if (!kGrouped || codes == scale) {
+      codes = scale - cell.codes + cell.bytes;
+      scale += cell.bytes;
     }
   }
   store_panel(g, panel, first_row, y);
@@ -126,7 +125,7 @@ void integer_panels(const Gemm& g) {
 
 template <typename Dot, bool kNibbles>
 void gemm_integers(const Gemm& g) {
-  if (g.w->group == kGroup && !g.w->zeros) return integer_panels<Dot, kNibbles, false>(g);
+  if (g.w->group == kGroup && !g.w->cell.zeros) return integer_panels<Dot, kNibbles, false>(g);
   return integer_panels<Dot, kNibbles, true>(g);
 }
 
@@ -142,7 +141,7 @@ inline Part widen(const BFloatBits* w) { return load_bfloat(&w->bits); }
 
 template <typename Element, int kRows>
 void float_panel(const Gemm& g, int64_t panel, int first_row) {
-  const Element* w = static_cast<const Element*>(g.w->codes) + panel * g.w->k * kLanes;
+  const Element* w = reinterpret_cast<const Element*>(g.w->codes) + panel * g.w->k * kLanes;
   const float* x = g.x + first_row * g.ldx;
   Part y[kRows][kParts];
   for (auto& row : y) {

@@ -46,6 +46,14 @@ enum class Encoding : uint8_t {
   kIq1M,
 };
 
+// Where the parts of a cell begin: the codes of a panel's group, then what they are scaled by.  All that a kernel reads
+// of a matrix is thus one run of bytes, which processors fetch ahead by themselves.
+struct Cell {
+  int64_t codes = 0;            // bytes of them; fp16 [16] scales follow
+  int64_t bias = 0, zeros = 0;  // where fp16 [16] biases and uint8 [16] zero points begin; 0: there are none
+  int64_t bytes = 0;            // of all
+};
+
 // One linear layer's weights [n, k], packed in panels of kLanes rows; the last panel is padded with zero weights.
 //   value(n, k) = scale[n, g] * (code[n, k] - zero[n, g]) + bias[n, g],  g = k / group   (kInt4, kInt8)
 //   value(n, k) = scale[n, g] * table_scale * table[code[n, k]]                          (kTable4)
@@ -56,15 +64,13 @@ enum class Encoding : uint8_t {
 //   kF16, kBF16 (uint16), kF32 (float): [k][16 rows]
 struct Weights {
   Encoding encoding;
-  int32_t zero;                    // 8 for Q4_0, 128 for Q8_0, 0 for Q4_1; where there are no `zeros`
-  int64_t n;                       // output rows
-  int64_t k;                       // inputs; a multiple of kGroup but for floats
-  const void* codes;               // [ceil(n / 16)][k / kGroup][...] as above, 64-byte aligned
-  const uint16_t* scale;           // fp16 [ceil(n / 16)][k / group][16]; null for floats and block encodings
-  const uint16_t* bias;            // fp16 [ceil(n / 16)][k / group][16], or null
-  int64_t group = kGroup;          // inputs that share a scale: a multiple of kGroup that divides k
-  const uint8_t* zeros = nullptr;  // [ceil(n / 16)][k / group][16], or null
-  int16_t table[16] = {};          // kTable4
+  int32_t zero;            // 8 for Q4_0, 128 for Q8_0, 0 for Q4_1; where there are no `zeros`
+  int64_t n;               // output rows
+  int64_t k;               // inputs; a multiple of kGroup but for floats
+  const uint8_t* codes;    // [ceil(n / 16)] panels of [k / group] cells, [k] inputs or [k / inputs] blocks
+  int64_t group = kGroup;  // inputs that share a scale: a multiple of kGroup that divides k
+  Cell cell = {};          // kInt4, kInt8, kTable4
+  int16_t table[16] = {};  // kTable4
   float table_scale = 1;
 };
 

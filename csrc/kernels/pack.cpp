@@ -102,12 +102,27 @@ void for_panels(int64_t row, int64_t rows, Body body) {
   }
 }
 
-// values [lanes][columns] -> lanes [lane, end) of out [columns][16].
+// values [lanes][columns] -> lanes [lane, end) of columns of 16, which begin `stride` bytes apart.
 template <typename T>
-void interleave(const T* values, int64_t columns, int64_t lane, int64_t end, T* out) {
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t l = lane; l < end; ++l) out[c * kLanes + l] = values[(l - lane) * columns + c];
+void interleave(const T* values, int64_t columns, int64_t lane, int64_t end, uint8_t* out,
+                int64_t stride = kLanes * static_cast<int64_t>(sizeof(T))) {
+  for (int64_t c = 0; c < columns; ++c, out += stride) {
+    for (int64_t l = lane; l < end; ++l) reinterpret_cast<T*>(out)[l] = values[(l - lane) * columns + c];
   }
+}
+
+Cell cell_of(Encoding encoding, const PackOptions& options) {
+  Cell cell{.codes = row_bytes_of(encoding, options.group) * kLanes};
+  cell.bytes = cell.codes + kLanes * static_cast<int64_t>(sizeof(uint16_t));
+  if (options.has_bias) {
+    cell.bias = cell.bytes;
+    cell.bytes += kLanes * static_cast<int64_t>(sizeof(uint16_t));
+  }
+  if (options.has_zeros) {
+    cell.zeros = cell.bytes;
+    cell.bytes += kLanes;
+  }
+  return cell;
 }
 
 }  // namespace
@@ -138,50 +153,42 @@ std::optional<Encoding> encoding_named(std::string_view name) noexcept {
 PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options, BufferPool* pool)
     : blocks_(block_layout(encoding)) {
   check_shape(encoding, n, k, options);
-  const auto take = [&](std::size_t bytes) { return pool != nullptr ? pool->take(bytes) : Buffer(bytes); };
-  const int64_t padded = round_up(n, kLanes);
-  codes_ = take(static_cast<std::size_t>(padded * row_bytes_of(encoding, k)));
-  const bool scaled = !is_float(encoding) && blocks_ == nullptr;
-  if (scaled) {
-    const auto groups = static_cast<std::size_t>(padded * (k / options.group));
-    scale_ = take(groups * sizeof(uint16_t));
-    if (options.has_bias) bias_ = take(groups * sizeof(uint16_t));
-    if (options.has_zeros) zeros_ = take(groups);
+  view_ = {.encoding = encoding, .zero = options.zero, .n = n, .k = k, .codes = nullptr};
+  if (!is_float(encoding) && blocks_ == nullptr) {
+    view_.group = options.group;
+    view_.cell = cell_of(encoding, options);
+    panel_bytes_ = k / options.group * view_.cell.bytes;
+  } else {
+    panel_bytes_ = kLanes * row_bytes_of(encoding, k);
   }
-  view_ = {.encoding = encoding,
-           .zero = options.zero,
-           .n = n,
-           .k = k,
-           .codes = codes_.as<void>(),
-           .scale = scale_.as<uint16_t>(),
-           .bias = bias_.as<uint16_t>(),
-           .group = scaled ? options.group : kGroup,
-           .zeros = zeros_.as<uint8_t>()};
   round_table(options.table, view_);
+  const auto bytes = static_cast<std::size_t>(panels() * panel_bytes_);
+  data_ = pool != nullptr ? pool->take(bytes) : Buffer(bytes);
+  view_.codes = data_.as<uint8_t>();
 }
 
 void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale,
                                     const uint16_t* bias, const uint8_t* zeros) {
-  const int64_t k = view_.k, groups = k / kGroup, scales = k / view_.group;
+  const int64_t k = view_.k, scales = k / view_.group;
+  const Cell& cell = view_.cell;
   const bool nibbles = view_.encoding != Encoding::kInt8;
-  const int64_t group_bytes = kLanes * (nibbles ? kGroup / 2 : kGroup);
   uint32_t excess = 0;
   for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
-    uint8_t* out = codes_.as<uint8_t>() + panel * groups * group_bytes;
-    for (int64_t g = 0; g < groups; ++g, out += group_bytes) {
+    uint8_t* out = panel_at(panel);
+    for (int64_t g = 0; g < k / kGroup; ++g) {
+      uint8_t* group = out + code_offset(g * kGroup);
       for (int64_t l = lane; l < end; ++l) {
         const uint8_t* in = codes + (source + l - lane) * k + g * kGroup;
         if (nibbles) {
-          excess |= pack_nibbles(in, out + 4 * l);
+          excess |= pack_nibbles(in, group + 4 * l);
         } else {
-          pack_bytes(in, out + 4 * l);
+          pack_bytes(in, group + 4 * l);
         }
       }
     }
-    const int64_t at = panel * scales * kLanes;
-    interleave(scale + source * scales, scales, lane, end, scale_.as<uint16_t>() + at);
-    if (bias) interleave(bias + source * scales, scales, lane, end, bias_.as<uint16_t>() + at);
-    if (zeros) interleave(zeros + source * scales, scales, lane, end, zeros_.as<uint8_t>() + at);
+    interleave(scale + source * scales, scales, lane, end, out + cell.codes, cell.bytes);
+    if (bias) interleave(bias + source * scales, scales, lane, end, out + cell.bias, cell.bytes);
+    if (zeros) interleave(zeros + source * scales, scales, lane, end, out + cell.zeros, cell.bytes);
   });
   if (excess) {
     fail("rows " + std::to_string(row) + " to " + std::to_string(row + rows - 1) + ": a 4-bit code above 15");
@@ -191,8 +198,7 @@ void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* co
 void PackedMatrix::set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks) {
   const int64_t bytes = row_bytes();
   for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
-    pack_blocks(*blocks_, blocks + source * bytes, end - lane, view_.k / blocks_->inputs, lane,
-                codes_.as<uint8_t>() + panel * bytes * kLanes);
+    pack_blocks(*blocks_, blocks + source * bytes, end - lane, view_.k / blocks_->inputs, lane, panel_at(panel));
   });
 }
 
@@ -200,57 +206,56 @@ void PackedMatrix::set_float_rows(int64_t row, int64_t rows, const void* values)
   const int64_t k = view_.k;
   for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
     if (view_.encoding == Encoding::kF32) {
-      interleave(static_cast<const uint32_t*>(values) + source * k, k, lane, end,
-                 codes_.as<uint32_t>() + panel * k * kLanes);
+      interleave(static_cast<const uint32_t*>(values) + source * k, k, lane, end, panel_at(panel));
     } else {
-      interleave(static_cast<const uint16_t*>(values) + source * k, k, lane, end,
-                 codes_.as<uint16_t>() + panel * k * kLanes);
+      interleave(static_cast<const uint16_t*>(values) + source * k, k, lane, end, panel_at(panel));
     }
   });
 }
 
-// A code less its zero point, or its entry of the table.
-float PackedMatrix::read_code(int64_t row, int64_t i) const noexcept {
-  const int64_t panel = row / kLanes, lane = row % kLanes, in = i % kGroup;
-  const int64_t group = panel * (view_.k / kGroup) + i / kGroup;
-  const uint8_t* bytes = codes_.as<uint8_t>();
-  const auto zero = [&]() -> int32_t {
-    return view_.zeros ? view_.zeros[(panel * (view_.k / view_.group) + i / view_.group) * kLanes + lane] : view_.zero;
+// Where the group of 32 that input i is in begins, from its panel on.
+int64_t PackedMatrix::code_offset(int64_t i) const noexcept {
+  const Cell& cell = view_.cell;
+  return i / view_.group * cell.bytes + i % view_.group / kGroup * (cell.codes / (view_.group / kGroup));
+}
+
+float PackedMatrix::read_integer(int64_t row, int64_t i) const noexcept {
+  const int64_t lane = row % kLanes, in = i % kGroup;
+  const uint8_t* panel = panel_at(row / kLanes);
+  const uint8_t* cell = panel + i / view_.group * view_.cell.bytes;
+  const uint8_t* group = panel + code_offset(i);
+  const auto half_at = [&](int64_t offset) {
+    return half_to_float(reinterpret_cast<const uint16_t*>(cell + offset)[lane]);
   };
+  int code = 0;
   if (view_.encoding == Encoding::kInt8) {
-    return static_cast<float>(bytes[group * kLanes * kGroup + in / 4 * kBlock + lane * 4 + in % 4] - zero());
+    code = group[in / 4 * kBlock + lane * 4 + in % 4];
+  } else {
+    const int64_t low = in % kHalfGroup;
+    const uint8_t pair = group[low / 4 * kBlock + lane * 4 + low % 4];
+    code = in < kHalfGroup ? pair & 15 : pair >> 4;
   }
-  const int64_t low = in % kHalfGroup;
-  const uint8_t pair = bytes[group * kLanes * kHalfGroup + low / 4 * kBlock + lane * 4 + low % 4];
-  const int code = in < kHalfGroup ? pair & 15 : pair >> 4;
-  if (view_.encoding == Encoding::kInt4) return static_cast<float>(code - zero());
-  return view_.table_scale * static_cast<float>(view_.table[code]);
+  const int zero = view_.cell.zeros ? cell[view_.cell.zeros + lane] : view_.zero;
+  const float value = view_.encoding == Encoding::kTable4 ? view_.table_scale * static_cast<float>(view_.table[code])
+                                                          : static_cast<float>(code - zero);
+  return std::fma(half_at(view_.cell.codes), value, view_.cell.bias ? half_at(view_.cell.bias) : 0.0f);
 }
 
 void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
-  const int64_t k = view_.k, panel = row / kLanes, lane = row % kLanes;
-  if (blocks_ != nullptr) {
-    return read_blocks(*blocks_, codes_.as<uint8_t>() + panel * row_bytes() * kLanes, k / blocks_->inputs, lane, out);
-  }
-  const auto element = [&](int64_t i) { return (panel * k + i) * kLanes + lane; };  // of a float encoding
+  const int64_t k = view_.k, lane = row % kLanes;
+  const uint8_t* panel = panel_at(row / kLanes);
+  if (blocks_ != nullptr) return read_blocks(*blocks_, panel, k / blocks_->inputs, lane, out);
   for (int64_t i = 0; i < k; ++i) {
+    const int64_t element = i * kLanes + lane;  // of a float encoding
     switch (view_.encoding) {
-      case Encoding::kF16: out[i] = half_to_float(codes_.as<uint16_t>()[element(i)]); break;
+      case Encoding::kF16: out[i] = half_to_float(reinterpret_cast<const uint16_t*>(panel)[element]); break;
       case Encoding::kBF16:
-        out[i] = std::bit_cast<float>(static_cast<uint32_t>(codes_.as<uint16_t>()[element(i)]) << 16);
+        out[i] = std::bit_cast<float>(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(panel)[element]) << 16);
         break;
-      case Encoding::kF32: out[i] = codes_.as<float>()[element(i)]; break;
-      default: {
-        const int64_t at = (panel * (k / view_.group) + i / view_.group) * kLanes + lane;
-        const float bias = view_.bias ? half_to_float(view_.bias[at]) : 0.0f;
-        out[i] = std::fma(half_to_float(view_.scale[at]), read_code(row, i), bias);
-      }
+      case Encoding::kF32: out[i] = reinterpret_cast<const float*>(panel)[element]; break;
+      default: out[i] = read_integer(row, i);
     }
   }
-}
-
-int64_t PackedMatrix::bytes() const noexcept {
-  return static_cast<int64_t>(codes_.bytes() + scale_.bytes() + bias_.bytes() + zeros_.bytes());
 }
 
 int64_t PackedMatrix::row_bytes() const noexcept { return row_bytes_of(view_.encoding, view_.k); }

@@ -48,13 +48,18 @@ class PackedMatrix {
 
   const Weights& view() const noexcept { return view_; }
   int64_t panels() const noexcept { return ceil_div(view_.n, kLanes); }
-  int64_t bytes() const noexcept;      // of codes, scales, biases and zero points, padding included
+  int64_t bytes() const noexcept { return static_cast<int64_t>(data_.bytes()); }
+  int64_t panel_bytes() const noexcept { return panel_bytes_; }
   int64_t row_bytes() const noexcept;  // of one row's codes
 
  private:
-  float read_code(int64_t row, int64_t i) const noexcept;
+  uint8_t* panel_at(int64_t panel) noexcept { return data_.as<uint8_t>() + panel * panel_bytes_; }
+  const uint8_t* panel_at(int64_t panel) const noexcept { return data_.as<uint8_t>() + panel * panel_bytes_; }
+  int64_t code_offset(int64_t i) const noexcept;
+  float read_integer(int64_t row, int64_t i) const noexcept;
 
-  Buffer codes_, scale_, bias_, zeros_;
+  Buffer data_;
+  int64_t panel_bytes_ = 0;
   const BlockLayout* blocks_ = nullptr;
   Weights view_{};
 };

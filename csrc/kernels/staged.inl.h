@@ -94,7 +94,7 @@ void staged_panels(const Gemm& g) {
   using Shape = StageShape<E::kScaled, E::kBias, E::kWide>;
   constexpr int kBlock = E::kBytes * kLanes;
   Stage stage;
-  const uint8_t* block = static_cast<const uint8_t*>(g.w->codes) + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
+  const uint8_t* block = g.w->codes + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     float y[kTileRows][kLanes] = {};
     for (int64_t k = 0; k < g.w->k; k += kStageInputs) {
@@ -140,20 +140,23 @@ void table_panels(const Gemm& g) {
     high_table[i] = static_cast<uint8_t>((g.w->table[i] >> 8) + 128);
     low_table[i] = static_cast<uint8_t>(g.w->table[i] & 255);
   }
+  const Cell& cell = g.w->cell;
   const int64_t groups = g.w->k / kGroup, shared = g.w->group / kGroup;
+  const uint8_t* scale = g.w->codes + g.panel_begin * (groups / shared) * cell.bytes + cell.codes;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
-    const uint8_t* codes = static_cast<const uint8_t*>(g.w->codes) + panel * groups * 4 * kLine;
     float y[kTileRows][kLanes] = {};
-    for (int64_t group = 0; group < groups; ++group, codes += 4 * kLine) {
+    for (int64_t group = 0; group < groups; ++group) {
+      const uint8_t* codes = scale - cell.codes + group % shared * 4 * kLine;
       alignas(64) uint8_t high[8][kLine], low[8][kLine];
       for (int s = 0; s < 4; ++s) {
         look_up(high_table, codes + s * kLine, high[s], high[4 + s]);
         look_up(low_table, codes + s * kLine, low[s], low[4 + s]);
       }
-      const uint16_t* scale = g.w->scale + (panel * (groups / shared) + group / shared) * kLanes;
       in_powers(g.rows, [&](auto count, int first_row) {
-        add_table_group<decltype(count)::value>(high, low, scale, g.w->table_scale, g.quantized, group, first_row, y);
+        add_table_group<decltype(count)::value>(high, low, halves(scale), g.w->table_scale, g.quantized, group,
+                                                first_row, y);
       });
+      if (group % shared == shared - 1) scale += cell.bytes;
     }
     store_rows(g, panel, y);
   }

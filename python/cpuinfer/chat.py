@@ -1,21 +1,18 @@
 """Chat messages to the text of a prompt, by the template a model file carries.
 
 A template is a program from a file that may be hostile.  jinja2's immutable sandbox keeps it from Python's internals;
-here its work is bounded as well: processor time and printed characters for a rendering, the length of a range, and
-the size of what an operator makes.  What one call of a filter or a string method allocates is not bounded.
+here its work is bounded as well, by cpuinfer.template_bounds.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from cpuinfer import template_bounds as bounds
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -25,33 +22,6 @@ Message = Mapping[str, object]
 
 MAX_SOURCE = 1 << 20
 """Characters of a template."""
-MAX_OUTPUT = 1 << 24
-"""Characters that one rendering may print, and that one operator may make."""
-MAX_SECONDS = 1.0
-"""Processor time that one rendering may take; those of long conversations take milliseconds."""
-_MAX_POWER_BITS = 4096
-
-
-class _Exhausted(Exception):
-    """A template went past one of its bounds."""
-
-
-@dataclass(slots=True)
-class _Budget:
-    """What one rendering may still use."""
-
-    deadline: float = field(default_factory=lambda: time.thread_time() + MAX_SECONDS)
-    characters: int = MAX_OUTPUT
-
-    def spend(self, characters: int = 0) -> None:
-        self.characters -= characters
-        if self.characters < 0:
-            raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")
-        if time.thread_time() > self.deadline:
-            raise _Exhausted(f"takes more than {MAX_SECONDS:g} seconds")
-
-
-_budget: ContextVar[_Budget] = ContextVar("_budget")
 
 
 class ChatTemplate:
@@ -120,26 +90,26 @@ class ChatTemplate:
         }
         from jinja2.exceptions import SecurityError
 
-        token = _budget.set(_Budget())
+        token = bounds.budget.set(bounds.Budget())
         try:
             return "".join(self._pieces(self._template if tools is None else self._tool_use, variables))
         except InvalidRequest:
             raise
-        except (SecurityError, _Exhausted, OverflowError, MemoryError) as error:  # OverflowError: range() too long
+        except (SecurityError, bounds.Exhausted, OverflowError, MemoryError) as error:  # Overflow: range() too long
             raise CheckpointError(f"{self._origin}: the chat template was stopped: {error}") from error
         except Exception as error:
             raise InvalidRequest(f"{self._origin}: the chat template fails on these messages: {error}") from error
         finally:
-            _budget.reset(token)
+            bounds.budget.reset(token)
 
     def _pieces(self, template: Template, variables: Mapping[str, object]) -> Iterable[str]:
         """What the template prints, the text between expressions included, which the environment does not see."""
         size = 0
         for piece in template.generate(variables):
             size += len(piece)
-            if size > MAX_OUTPUT:
-                raise _Exhausted(f"prints more than {MAX_OUTPUT} characters")
-            _budget.get().spend()
+            if size > bounds.MAX_OUTPUT:
+                raise bounds.Exhausted(f"prints more than {bounds.MAX_OUTPUT} characters")
+            bounds.budget.get().spend()
             yield piece
 
 
@@ -186,6 +156,7 @@ def _environment() -> Environment:
     from jinja2.parser import Parser
     from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Generation(Extension):
         """``{% generation %}``: marks an assistant's text for training; here it only stands for its body."""
@@ -197,49 +168,69 @@ def _environment() -> Environment:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"+", "*", "**"})
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
 
         def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-            _check_size(operator, left, right)
+            bounds.check_operator(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
-        def unsafe_undefined(
-            self, obj: Any, attribute: str
-        ) -> NoReturn:  # ours is an error at once, not when it is used
+        def call(self, context: Context, target: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return super().call(context, target, *bounds.check_method(target, args, kwargs), **kwargs)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in bounds.HIDDEN and super().is_safe_attribute(obj, attr, value)
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:  # at once, not when it is used
             raise SecurityError(f"it reaches for {attribute!r} of {type(obj).__name__!r}")
+
+    def as_text(value: object) -> str:
+        if isinstance(value, Namespace):  # its text has that of all it holds
+            raise SecurityError("it writes a namespace as text")
+        bounds.length(value)
+        return str(value)
 
     @pass_context
     def finalize(_: Context, value: object) -> object:
-        text = str(value)
-        _budget.get().spend(len(text))
+        text = as_text(value)
+        bounds.budget.get().spend(len(text))
         return text
 
     @pass_context  # which also keeps the compiler from folding the call
     def tick(_: Context, value: object) -> object:
-        _budget.get().spend()
+        bounds.budget.get().spend()
+        return value
+
+    @pass_context
+    def weigh(_: Context, value: object) -> object:
+        bounds.length(value)
         return value
 
     @pass_context
     def concatenate(_: Context, values: list[object]) -> str:
-        texts = [str(value) for value in values]
-        if sum(map(len, texts)) > MAX_OUTPUT:
-            raise _Exhausted(f"makes a text of more than {MAX_OUTPUT} characters")
+        texts = [as_text(value) for value in values]
+        bounds.check_text(sum(map(len, texts)))
         return "".join(texts)
 
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=finalize, extensions=[loopcontrols, Generation]
     )
-    environment.filters.update({"tojson": _to_json, _TICK: tick, _CONCATENATE: concatenate})
+    environment.filters["tojson"] = _to_json
+    for name in bounds.REMOVED:
+        del environment.filters[name]
+    for table in (environment.filters, environment.tests):
+        table.update({name: bounds.bounded(str(name), cast("Any", function)) for name, function in table.items()})
+    environment.filters.update({_TICK: tick, _CONCATENATE: concatenate, _WEIGH: weigh})
     del environment.globals["lipsum"]  # filler text of any length
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
 
 
-_TICK, _CONCATENATE = "cpuinfer tick", "cpuinfer concatenate"  # no template can spell these filters
+# Filters that no template can spell.
+_TICK, _CONCATENATE, _WEIGH = "cpuinfer tick", "cpuinfer concatenate", "cpuinfer weigh"
 
 
 def _metered(environment: Environment, source: str) -> Any:
-    """The template's syntax tree, with every loop and macro counting time and every ``~`` counting characters."""
+    """The template's syntax tree, with every loop and macro counting time, ``~`` and comparisons sizes."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -251,27 +242,23 @@ def _metered(environment: Environment, source: str) -> Any:
             self.generic_visit(node)
             return call(_CONCATENATE, nodes.List(node.nodes)).set_lineno(node.lineno)
 
+        def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+            self.generic_visit(node)
+            node.expr = call(_WEIGH, node.expr)
+            for operand in node.ops:
+                operand.expr = call(_WEIGH, operand.expr)
+            return node
+
+        def visit_For(self, node: nodes.For) -> nodes.Node:
+            self.generic_visit(node)
+            if node.test is not None:  # which may let nothing into the body, where time is counted too
+                node.test = call(_TICK, cast("nodes.Expr", node.test))
+            return node
+
     tree = Metered().visit(environment.parse(source))
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         node.body.insert(0, nodes.ExprStmt(call(_TICK, nodes.Const(None))).set_lineno(node.lineno))
     return tree.set_environment(environment)
-
-
-def _check_size(operator: str, left: Any, right: Any) -> None:
-    """Refuse an operation whose result would be larger than any prompt."""
-    if operator == "**":
-        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MAX_POWER_BITS:
-            raise _Exhausted(f"makes a number of more than {_MAX_POWER_BITS} bits")
-        return
-    sizes = [len(value) if isinstance(value, (str, list, tuple)) else None for value in (left, right)]
-    if operator == "+":
-        size = sum(each or 0 for each in sizes)
-    elif sizes != [None, None]:
-        size = max(each * int(other) for each, other in ((sizes[0], right), (sizes[1], left)) if each is not None)
-    else:
-        size = sum(value.bit_length() for value in (left, right) if isinstance(value, int))
-    if size > MAX_OUTPUT:
-        raise _Exhausted(f"makes a value of more than {MAX_OUTPUT} items")
 
 
 def _to_json(

@@ -49,6 +49,8 @@ class LLM:
         isa: a kernel set by name; None takes CPUINFER_ISA, or the best this machine runs.
         quantize: what the float weights of a Hugging Face folder become: int4 (None), int8, nf4, or none to stay as
             they are; of those that are rounded, embeddings and the head get 8 bits.
+        cache_packed: keep the packed weights in the cache folder (as much again as the model is large), from where the
+            next start reads them instead of packing: worth it where packing takes long, above all with `quantize`.
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
     """
 
@@ -60,6 +62,7 @@ class LLM:
         context: int | None = None,
         isa: str | None = None,
         quantize: str | None = None,
+        cache_packed: bool = False,
         keep_values: bool = False,
     ) -> None:
         from cpuinfer import _core
@@ -82,7 +85,7 @@ class LLM:
         compile_template = blueprint.source.chat_template
         self._template = None if compile_template is None else compile_template(self.tokenizer)
         self._session = _core.Session(
-            loader.load_program(blueprint, threads=self.threads),
+            loader.load_program(blueprint, threads=self.threads, cache_packed=cache_packed),
             isa=self.isa,
             threads=self.threads,
             batch=BATCH,

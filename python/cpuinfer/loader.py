@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cpuinfer.graph import Graph
 from cpuinfer.ops import Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.program import write_program
 from cpuinfer.safetensors_folder import INDEX, SINGLE
+from cpuinfer.store.packed import PackedCopy
 from cpuinfer.weights import PANEL, QUANTIZE, Source, Weight, same
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 """Of a tensor, read and packed at once by a thread."""
-PARTS, CACHE_LINE = 4, 64
-"""A packed matrix is at most codes, scales, biases and zero points, each from a cache line on."""
+CACHE_LINE = 64
+"""Bytes; a packed matrix begins with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +88,54 @@ def _open_source(path: Path, context: int | None, quantize: str | None) -> Sourc
     return gguf.open_source(path, context=context)
 
 
-def load_program(blueprint: Blueprint, *, threads: int) -> _core.Program:
-    """Read and pack every weight with `threads` threads, and write the program down."""
+def load_program(blueprint: Blueprint, *, threads: int, cache_packed: bool = False) -> _core.Program:
+    """Read and pack every weight with `threads` threads, and write the program down.
+
+    `cache_packed`: keep the packed weights in the cache folder, and take them from there the next time.
+    """
     from cpuinfer import _core
 
     matrices: dict[str, _core.PackedMatrix] = {}
     vectors: dict[str, npt.NDArray[np.float32]] = {}
     tasks: list[Callable[[], None]] = []
     used = {name: blueprint.tensor(name) for name in blueprint.graph.used}
-    pool = _core.BufferPool(sum(weight.packed_bytes + PARTS * CACHE_LINE for weight in used.values()))
+    pool = _core.BufferPool(sum(weight.packed_bytes + CACHE_LINE for weight in used.values()))
     for name, weight in used.items():
         if len(weight.shape) == 1:
             vectors[name] = _finite(blueprint, weight)
             continue
         matrices[name] = weight.new_matrix(pool)
         tasks.extend(_packing_tasks(weight, matrices[name]))
+    copy = _packed_copy(blueprint.source, used) if cache_packed else None
+    if copy is None or not copy.read(memoryview(pool), threads):
+        _pack(blueprint.source, tasks, threads)
+        if copy is not None:
+            _keep(copy, memoryview(pool))
+    for op in blueprint.graph.ops:
+        _check_orders(blueprint, op)
+    orders = {name: weight.input_order for name, weight in used.items()}
+    return write_program(blueprint.graph.ops, matrices, vectors, orders)
+
+
+def _pack(source: Source, tasks: Iterable[Callable[[], None]], threads: int) -> None:
     with ThreadPoolExecutor(threads) as executor:
         try:
             for _ in executor.map(lambda task: task(), tasks):
                 pass
         except NumericalError as error:
-            raise NumericalError(f"{blueprint.source.path}: {error}") from None
-    for op in blueprint.graph.ops:
-        _check_orders(blueprint, op)
-    orders = {name: weight.input_order for name, weight in used.items()}
-    return write_program(blueprint.graph.ops, matrices, vectors, orders)
+            raise NumericalError(f"{source.path}: {error}") from None
+
+
+def _packed_copy(source: Source, used: Mapping[str, Weight]) -> PackedCopy:
+    choice = [[name, weight.encoding, weight.layout, *weight.shape] for name, weight in used.items()]
+    return PackedCopy(source.path, source.files, choice)
+
+
+def _keep(copy: PackedCopy, memory: memoryview) -> None:
+    try:
+        copy.write(memory)
+    except OSError as error:
+        warnings.warn(f"{copy.path}: the packed weights are not kept: {error.strerror}", RuntimeWarning, stacklevel=2)
 
 
 def _finite(blueprint: Blueprint, weight: Weight) -> npt.NDArray[np.float32]:

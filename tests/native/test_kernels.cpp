@@ -74,8 +74,8 @@ void fill_integers(PackedMatrix& matrix) {
   for (uint16_t& value : bias) value = float_to_half(normal());
   std::vector<uint8_t> zeros(scale.size());
   for (uint8_t& zero : zeros) zero = static_cast<uint8_t>(random_bits()() % (largest + 1));
-  matrix.set_integer_rows(0, n, codes.data(), scale.data(), w.bias ? bias.data() : nullptr,
-                          w.zeros ? zeros.data() : nullptr);
+  matrix.set_integer_rows(0, n, codes.data(), scale.data(), w.cell.bias ? bias.data() : nullptr,
+                          w.cell.zeros ? zeros.data() : nullptr);
 }
 
 // Random bytes are blocks of any type, with scales of every kind.
@@ -87,24 +87,13 @@ void fill_blocks(PackedMatrix& matrix) {
 
 // The same weights in memory that ends at guard pages.
 struct GuardedWeights {
-  Guarded<uint8_t> codes;
-  Guarded<uint16_t> scale, bias;
-  Guarded<uint8_t> zeros;
+  Guarded<uint8_t> bytes;
   Weights view;
-  explicit GuardedWeights(const PackedMatrix& matrix) : GuardedWeights(matrix, matrix.view(), padded(matrix)) {}
-  GuardedWeights(const PackedMatrix& matrix, const Weights& w, std::size_t rows)
-      : codes(static_cast<const uint8_t*>(w.codes), rows * static_cast<std::size_t>(matrix.row_bytes())),
-        scale(w.scale, w.scale ? rows * groups(w) : 0),
-        bias(w.bias, w.bias ? rows * groups(w) : 0),
-        zeros(w.zeros, w.zeros ? rows * groups(w) : 0),
-        view(w) {
-    view.codes = codes.data();
-    view.scale = w.scale ? scale.data() : nullptr;
-    view.bias = w.bias ? bias.data() : nullptr;
-    view.zeros = w.zeros ? zeros.data() : nullptr;
+  explicit GuardedWeights(const PackedMatrix& matrix)
+      : bytes(matrix.view().codes, static_cast<std::size_t>(matrix.bytes())), view(matrix.view()) {
+    view.codes = bytes.data();
   }
   static std::size_t padded(const PackedMatrix& matrix) { return static_cast<std::size_t>(matrix.panels() * kLanes); }
-  static std::size_t groups(const Weights& w) { return static_cast<std::size_t>(w.k / w.group); }
 };
 
 // Runs a product over all panels, checks that only they are written, and returns y.

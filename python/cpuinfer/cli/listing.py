@@ -7,7 +7,7 @@ import sys
 
 from cpuinfer.cli.terminal import megabytes, printable
 
-HELP = "list the downloaded models"
+HELP = "list the downloaded models and packed copies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

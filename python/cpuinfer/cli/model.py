@@ -34,6 +34,15 @@ def add_quantize(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_cache_packed(parser: argparse._ActionsContainer) -> None:
+    """Declare --cache-packed."""
+    parser.add_argument(
+        "--cache-packed",
+        action="store_true",
+        help="keep the packed weights in the cache folder, and start from there the next time",
+    )
+
+
 def describe_model(spec: str | None, context: int | None = None, *, quantize: str | None = None) -> Description:
     """Find, if need be download, and read the header."""
     from cpuinfer import store
@@ -43,7 +52,13 @@ def describe_model(spec: str | None, context: int | None = None, *, quantize: st
 
 
 def open_model(
-    spec: str | None, *, threads: int | None, context: int | None, isa: str | None, quantize: str | None = None
+    spec: str | None,
+    *,
+    threads: int | None,
+    context: int | None,
+    isa: str | None,
+    quantize: str | None = None,
+    cache_packed: bool = False,
 ) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
@@ -52,6 +67,6 @@ def open_model(
     path = store.resolve(spec, progress=sys.stderr.isatty())
     progress(f"loading {path.name} ...")
     try:
-        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize)
+        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize, cache_packed=cache_packed)
     finally:
         progress("")

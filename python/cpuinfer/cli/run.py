@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, open_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_quantize, open_model, positive
 from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.sampling import ORDERS, STAGES, SamplingParams
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the fast cores")
     machine.add_argument("--isa", metavar="NAME", help="a kernel set (default: the best this machine runs)")
     add_quantize(machine)
+    add_cache_packed(machine)
     sampling = parser.add_argument_group("sampling")
     for flags, name, kind, text in _SAMPLING:
         default = getattr(SamplingParams(), name)
@@ -91,7 +92,14 @@ def run(args: argparse.Namespace) -> int:
         _check_can_chat(args)
     for text in (prompt, args.system):
         _check_text(text)
-    with open_model(model, threads=args.threads, context=args.context, isa=args.isa, quantize=args.quantize) as llm:
+    with open_model(
+        model,
+        threads=args.threads,
+        context=args.context,
+        isa=args.isa,
+        quantize=args.quantize,
+        cache_packed=args.cache_packed,
+    ) as llm:
         if llm.context > llm.config.context:
             remark(f"a context of {llm.context}: the model was trained for {llm.config.context}")
         if prompt is None:

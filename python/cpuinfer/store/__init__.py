@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest, ModelNotFound
-from cpuinfer.store import builtin, hub
+from cpuinfer.store import builtin, hub, packed
 from cpuinfer.store.builtin import BUILTIN, DEFAULT, BuiltIn
 from cpuinfer.store.cache import cache_folder
 from cpuinfer.store.hub import HubSpec
@@ -61,12 +61,14 @@ def is_local(spec: str) -> bool:
 
 
 def list_models() -> list[StoredModel]:
-    """Models on this machine: fetched built-in ones, then those in Hugging Face's cache."""
-    return [*builtin.stored(), *hub.stored()]
+    """Models on this machine: fetched built-in ones, those in Hugging Face's cache, and packed copies of any."""
+    return [*builtin.stored(), *hub.stored(), *packed.stored()]
 
 
 def remove(spec: str) -> list[Path]:
-    """Delete a fetched model; returns the deleted files. Files outside the caches are never touched."""
+    """Delete a fetched model or packed copy; returns the deleted files, none of them outside the caches."""
+    if spec.startswith(packed.PREFIX):
+        return packed.remove(spec)
     try:
         parsed = _parse(spec)
     except ModelNotFound:

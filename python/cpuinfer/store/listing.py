@@ -17,4 +17,5 @@ class StoredModel:
     """Its file or folder; of a split model, the first file."""
     size_bytes: int
     """Of all its files."""
-    source: Literal["built-in", "hub"]
+    source: Literal["built-in", "hub", "packed"]
+    """Packed: a copy of the weights for a quicker start, which `resolve` does not take."""
