@@ -135,6 +135,12 @@ def test_a_text_part_that_says_nothing_is_the_smallest_gemma_3_of_transformers()
     assert meaning("gemma3", {}) == meaning("gemma3", theirs["text_config"])
 
 
+@pytest.mark.parametrize("part", [3, "gemma3_text", [{}]])
+def test_a_text_part_that_is_no_object_is_refused(part: object) -> None:
+    with pytest.raises(UnsupportedModel, match=r"config\.json: text_config is .*, expected an object"):
+        read_config({"model_type": "gemma3", "text_config": part})
+
+
 @pytest.mark.parametrize(("said", "tied"), [({}, True), ({"tie_word_embeddings": False}, False)])
 def test_whether_gemma_3_s_head_is_the_table_is_said_beside_its_parts(said: Options, tied: bool) -> None:
     settings = {"model_type": "gemma3", **said, "text_config": {}}

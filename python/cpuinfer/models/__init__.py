@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from cpuinfer.config import Config, RopeLayout
@@ -71,7 +71,7 @@ class RopeKeys:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a file in this folder defines."""
+    """What a file in this folder defines: `build`, and its other constants by the fields' names in capitals."""
 
     model_type: str
     build: Callable[[Graph, Config], Value]
@@ -127,22 +127,11 @@ def find(model_type: str) -> Architecture:
     if model_type not in known:
         raise UnsupportedModel(f"architecture {model_type!r} is not supported; supported: {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{model_type}")
-    names: Mapping[str, Target] = getattr(module, "GGUF_NAMES", {})
-    return Architecture(
-        model_type,
-        module.build,
-        {**FUSED, **names} if "blk.{i}.attn_q" in names else names,
-        getattr(module, "GGUF_ROPE", "halves"),
-        getattr(module, "HF_NAMES", None) or _own_names(names),
-        getattr(module, "HF_ROPE", "halves"),
-        getattr(module, "HF_ROPE_KEYS", RopeKeys()),
-        getattr(module, "HF_KEYS", {}),
-        getattr(module, "HF_DEFAULTS", {}),
-        getattr(module, "HF_PART", None),
-        getattr(module, "HF_LEFT_OUT", ()),
-        getattr(module, "OPTIONS", {}),
-        getattr(module, "HAS_ROPE", True),
-    )
+    constants = {each.name: each.name.upper() for each in fields(Architecture)}
+    said = {name: getattr(module, constant) for name, constant in constants.items() if hasattr(module, constant)}
+    names: Mapping[str, Target] = said.get("gguf_names", {})
+    said["gguf_names"] = {**FUSED, **names} if "blk.{i}.attn_q" in names else names
+    return Architecture(model_type, module.build, **{"hf_names": _own_names(names), **said})
 
 
 def _own_names(names: Mapping[str, Target]) -> dict[str, Target]:
