@@ -73,7 +73,7 @@ template <typename E>
 void read_row(const uint8_t* panel, int64_t blocks, int64_t lane, float* out) {
   Stage stage;
   for (int64_t b = 0; b < blocks; ++b) {
-    E::unpack(panel + b * E::kBytes * kLanes, stage, 0);
+    unpack<E>(panel + b * E::kBytes * kLanes, stage, 0);
     for (int i = 0; i < E::kInputs; ++i) {
       const int code = stage.codes[i / 4][lane * 4 + i % 4] - E::kZero;
       const float scale = stage.scale[i / E::kScaled][lane];

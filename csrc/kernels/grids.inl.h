@@ -44,9 +44,9 @@ inline void each_row(const uint8_t* block, int scale_offset, Body body) {
 
 // d (2 s + 1) / 8 times signed entries, per 32: d fp16, then eight times four entries [4], and signs and s [4].
 struct Iq2Xxs {
-  static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 64;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 64, kLargest = 127;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       for (int g = 0; g < 8; ++g) {
         const uint8_t* in = row + 2 + g * 8;
@@ -62,9 +62,9 @@ struct Iq2Xxs {
 
 // d (2 s + 1) / 8 times signed entries, per 16: d fp16, 9 bits of entry and 7 of signs [32], 4-bit s [8].
 struct Iq2Xs {
-  static constexpr int kInputs = 256, kBytes = 74, kScaled = 16, kZero = 64;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 74, kScaled = 16, kZero = 64, kLargest = 127;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       for (int i = 0; i < 32; ++i) {
         const uint32_t word = word16(row + 2 + i * 2);
@@ -80,9 +80,9 @@ struct Iq2Xs {
 
 // As IQ2_XS: d fp16, low 8 bits of entries [32], signs [32], high 2 bits [8], s [8].
 struct Iq2S {
-  static constexpr int kInputs = 256, kBytes = 82, kScaled = 16, kZero = 64;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 82, kScaled = 16, kZero = 64, kLargest = 127;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       for (int i = 0; i < 32; ++i) {
         const int entry = row[2 + i] | (row[66 + i / 4] >> i % 4 * 2 & 3) << 8;
@@ -98,9 +98,9 @@ struct Iq2S {
 
 // d (2 s + 1) / 4 times signed entries of four, per 32: d fp16, entries [64], eight words of signs and s.
 struct Iq3Xxs {
-  static constexpr int kInputs = 256, kBytes = 98, kScaled = 32, kZero = 64;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 98, kScaled = 32, kZero = 64, kLargest = 127;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       for (int g = 0; g < 8; ++g) {
         const uint8_t* in = row + 2 + g * 8;
@@ -117,9 +117,9 @@ struct Iq3Xxs {
 
 // d (2 s + 1) times signed entries of four, per 32: d fp16, entries [64], their ninth bits [8], signs [32], s [4].
 struct Iq3S {
-  static constexpr int kInputs = 256, kBytes = 110, kScaled = 32, kZero = 64;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 110, kScaled = 32, kZero = 64, kLargest = 127;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       const auto entry = [&](int i) { return kIq3SGrid[row[2 + i] | (row[66 + i / 8] >> i % 8 & 1) << 8]; };
       for (int i = 0; i < 32; ++i) {
@@ -142,9 +142,9 @@ inline uint64_t lattice_codes(uint64_t entries, bool negative) {
 
 // d (2 s + 1) (entry + delta) per 32: d fp16, entries [32], words of four high 3 bits, s and the sign [8].
 struct Iq1S {
-  static constexpr int kInputs = 256, kBytes = 50, kScaled = 32, kZero = 9;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 50, kScaled = 32, kZero = 9, kLargest = 18;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     each_row<kBytes>(block, 0, [&](int lane, const uint8_t* row, float d) {
       for (int g = 0; g < 8; ++g) {
         const uint32_t high = word16(row + 34 + g * 2);
@@ -160,9 +160,9 @@ struct Iq1S {
 
 // As IQ1_S, s per 16, delta per 8: entries [32], high 3 bits and sign [16], words of d's nibble and four s [4].
 struct Iq1M {
-  static constexpr int kInputs = 256, kBytes = 56, kScaled = 16, kZero = 9;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 56, kScaled = 16, kZero = 9, kLargest = 18;
+  static constexpr bool kBias = false, kByRow = true;
+  static void unpack(const uint8_t* block, Stage& out) {
     float d[kLanes];
     uint16_t bits[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {  // a nibble of the fp16 scale heads each of four words

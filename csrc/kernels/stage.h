@@ -17,9 +17,4 @@ struct Stage {
   alignas(64) float bias[kStageInputs / kHalf][kLanes];  // where the encoding has one
 };
 
-// Vectors of the compiler's own, which it makes of whatever registers the including file's flags allow.
-using Line = uint8_t __attribute__((vector_size(kLine)));
-using Words = uint32_t __attribute__((vector_size(kLine)));  // a row's four codes each
-using Bytes = uint8_t __attribute__((vector_size(kLanes)));  // one a row
-
 }  // namespace cpuinfer

@@ -15,10 +15,15 @@ inline void in_powers(int rows, const Body& body) {
   for (; row < rows; ++row) body(Count<1>{}, row);
 }
 
+// The cheapest dot product of codes up to a largest.
+template <int kLargest>
+using ProductOf =
+    std::conditional_t<kLargest <= 15, NibbleDot, std::conditional_t<kLargest <= 127, SmallByteDot, ByteDot>>;
+
 // What the products of a stage depend on, of an encoding.
-template <int kScaledInputs, bool kHasBias, bool kExceeds127>
+template <int kScaledInputs, bool kHasBias, typename Dot>
 struct StageShape {
-  using ByteProduct = std::conditional_t<kExceeds127, ByteDot, SmallByteDot>;
+  using Product = Dot;
   static constexpr int kScales = kGroup / kScaledInputs;  // of a group of 32
   static constexpr int kSteps = kScaledInputs / 4;
   static constexpr bool kBias = kHasBias;
@@ -28,7 +33,7 @@ struct StageShape {
 template <typename Shape, int kRows>
 inline void add_part(const Stage& stage, int32_t zero, int groups, const QuantizedRows& q, int64_t group, int first_row,
                      int p, Part (&y)[kRows]) {
-  using Product = typename Shape::ByteProduct;
+  using Product = typename Shape::Product;
   const int32_t offset = Product::kCentre - zero;
   for (int g = 0; g < groups; ++g) {
     const int64_t tile = (group + g) * q.rows + first_row;
@@ -89,9 +94,57 @@ inline void store_rows(const Gemm& g, int64_t panel, const float (*y)[kLanes]) {
 // How far ahead packed bytes are fetched: a block is read in several places at once, which processors do not foresee.
 constexpr int64_t kStagePrefetchBytes = 6144;
 
+// One row of activations: codes go into its dot products at once, the same in the same order as through a stage.
+template <typename E>
+void dotted_panels(const Gemm& g) {
+  using Product = ProductOf<E::kLargest>;
+  constexpr int kBlock = E::kBytes * kLanes, kScales = E::kInputs / E::kScaled;
+  constexpr int32_t kOffset = Product::kCentre - E::kZero;
+  const uint8_t* block = g.w->codes + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
+  alignas(64) float scale[kScales][kLanes], bias[kScales][kLanes];
+  for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    Part y[kParts];
+    for (Part& part : y) part = fill(0.0f);
+    for (int64_t k = 0; k < g.w->k; k += E::kInputs, block += kBlock) {
+      for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kStagePrefetchBytes + line);
+      E::scales(block, scale, bias);
+      const int8_t* x = g.quantized.codes + k;
+      const float* x_scale = g.quantized.scale + k / kGroup;
+      const int32_t* x_sums = g.quantized.sum + k / kGroup * 2;
+      const auto x_sum = [&](int s) {
+        const int32_t* sums = x_sums + s * E::kScaled / kGroup * 2;
+        return E::kScaled == kGroup ? sums[0] : s % 2 == 0 ? sums[1] : sums[0] - sums[1];
+      };
+      each_of<kParts>([&](auto part) {
+        constexpr int p = decltype(part)::value;
+        typename Product::Sums sums[kScales];
+#pragma GCC unroll 16
+        for (int s = 0; s < kScales; ++s) sums[s] = Product::start(kOffset * x_sum(s));
+        E::template codes<p>(block, [&](int line, const Line& codes) __attribute__((always_inline)) {
+          auto& sum = sums[line * 4 / E::kScaled];
+          sum = Product::step(sum, load_codes(reinterpret_cast<const uint8_t*>(&codes)), repeat_codes(x + line * 4));
+        });
+#pragma GCC unroll 16
+        for (int s = 0; s < kScales; ++s) {
+          const float group_scale = x_scale[s * E::kScaled / kGroup];
+          const Part dot = to_float(Product::finish(sums[s], kOffset * x_sum(s)));
+          y[p] = fused(dot, load(scale[s] + p * kPartLanes) * fill(group_scale), y[p]);
+          if constexpr (E::kBias) {
+            y[p] = fused(load(bias[s] + p * kPartLanes), fill(group_scale * static_cast<float>(x_sum(s))), y[p]);
+          }
+        }
+      });
+    }
+    for (int p = 0; p < kParts; ++p) store(g.y + (panel - g.panel_begin) * kLanes + p * kPartLanes, y[p]);
+  }
+}
+
 template <typename E>
 void staged_panels(const Gemm& g) {
-  using Shape = StageShape<E::kScaled, E::kBias, E::kWide>;
+  if constexpr (!E::kByRow) {
+    if (g.rows == 1) return dotted_panels<E>(g);
+  }
+  using Shape = StageShape<E::kScaled, E::kBias, ProductOf<E::kLargest>>;
   constexpr int kBlock = E::kBytes * kLanes;
   Stage stage;
   const uint8_t* block = g.w->codes + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
@@ -101,7 +154,7 @@ void staged_panels(const Gemm& g) {
       const int inputs = static_cast<int>(g.w->k - k < kStageInputs ? g.w->k - k : kStageInputs);
       for (int at = 0; at < inputs; at += E::kInputs, block += kBlock) {
         for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kStagePrefetchBytes + line);
-        E::unpack(block, stage, at / kGroup);
+        unpack<E>(block, stage, at / kGroup);
       }
       add_stage<Shape>(stage, E::kZero, inputs / kGroup, g.quantized, k / kGroup, y);
     }
@@ -149,8 +202,10 @@ void table_panels(const Gemm& g) {
       const uint8_t* codes = scale - cell.codes + group % shared * 4 * kLine;
       alignas(64) uint8_t high[8][kLine], low[8][kLine];
       for (int s = 0; s < 4; ++s) {
-        look_up(high_table, codes + s * kLine, high[s], high[4 + s]);
-        look_up(low_table, codes + s * kLine, low[s], low[4 + s]);
+        for (int at = 0; at < kLine; at += kPartBytes) {
+          look_up(high_table, codes + s * kLine + at, high[s] + at, high[4 + s] + at);
+          look_up(low_table, codes + s * kLine + at, low[s] + at, low[4 + s] + at);
+        }
       }
       in_powers(g.rows, [&](auto count, int first_row) {
         add_table_group<decltype(count)::value>(high, low, halves(scale), g.w->table_scale, g.quantized, group,

@@ -3,6 +3,13 @@
 
 namespace {
 
+// Vectors of the compiler's own, which it makes of whatever registers the including file's flags allow: a part of the
+// lanes of a line, which is 16 rows of four codes.
+constexpr int kPartBytes = kPartLanes * 4;
+using Line = uint8_t __attribute__((vector_size(kPartBytes)));
+using Words = uint32_t __attribute__((vector_size(kPartBytes)));  // a row's four codes each
+using Bytes = uint8_t __attribute__((vector_size(kLanes)));       // one a row
+
 // Part of a panel's block: `offset` bytes into each row's block, so 16 times that into the panel's.
 inline const uint8_t* field(const uint8_t* block, int offset) { return block + offset * kLanes; }
 
@@ -12,7 +19,14 @@ inline Vector read(const uint8_t* p) {
   __builtin_memcpy(&vector, p, sizeof vector);
   return vector;
 }
-inline Line line_at(const uint8_t* lines, int i) { return read<Line>(lines + i * kLine); }
+template <int p>
+inline Line line_at(const uint8_t* lines, int i) {
+  return read<Line>(lines + i * kLine + p * kPartBytes);
+}
+template <int p>
+inline Words words_at(const uint8_t* lines, int i) {
+  return read<Words>(lines + i * kLine + p * kPartBytes);
+}
 inline Bytes bytes_at(const uint8_t* rows, int i) { return read<Bytes>(rows + i * kLanes); }
 
 // Sixteen fp32 numbers, one a row, in as many parts as a register holds.
@@ -49,11 +63,6 @@ inline void write_scaled(const Floats& d, Bytes numbers, int32_t less, float* ou
   }
 }
 
-template <typename Vector, typename Element>
-inline void write(Vector vector, Element* out) {
-  __builtin_memcpy(out, &vector, sizeof vector);
-}
-
 template <int i>
 struct Index {
   static constexpr int value = i;
@@ -61,7 +70,7 @@ struct Index {
 
 // body(Index<0>{}), ... body(Index<n - 1>{}): shifts by constants are much cheaper than by variables.
 template <int n, typename Body>
-inline void each_of(const Body& body) {
+[[gnu::always_inline]] inline void each_of(const Body& body) {
   if constexpr (n > 1) each_of<n - 1>(body);
   body(Index<n - 1>{});
 }
@@ -72,155 +81,168 @@ inline Line bit_of(Line line) {
   return (bit >= to ? line >> (bit >= to ? bit - to : 0) : line << (bit < to ? to - bit : 0)) & uint8_t{1 << to};
 }
 
-// Every encoding: inputs of a block, bytes of a row's block, inputs of a scale, zero point, whether it has biases,
-// whether codes exceed 127; unpack fills the stage from its group at `at` on (blocks of 32 share one).
+// Every encoding: inputs of a block, bytes of a row's block, inputs of a scale, zero point, largest code, whether it
+// has biases; scales and biases of a block, [inputs / kScaled][16 rows]; and its codes, a part of a line at a time:
+// put(line, codes), where line i is inputs [4 i, 4 i + 4).
+using Scales = float (*)[kLanes];
+
 // d (q - 16), q of 5 bits: d fp16, the fifth bits of 32 codes, their nibbles (0 to 15 low, 16 to 31 high).
 struct Q5_0 {
-  static constexpr int kInputs = 32, kBytes = 22, kScaled = 32, kZero = 16;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int at) {
-    write(halves_at(block), out.scale[at]);
-    codes(field(block, 2), out.codes + at * 8);
+  static constexpr int kInputs = 32, kBytes = 22, kScaled = 32, kZero = 16, kLargest = 31;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) { write(halves_at(block), scale[0]); }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    after_scales<p>(field(block, 2), put);
   }
-  static void codes(const uint8_t* fifth, uint8_t (*out)[kLine]) {
-    const Words bits = read<Words>(fifth);
-    each_of<8>([&](auto step) {
+  template <int p, typename Put>
+  static void after_scales(const uint8_t* fifth, const Put& put) {
+    const Words bits = words_at<p>(fifth, 0);
+    each_of<8>([&](auto step) __attribute__((always_inline)) {
       constexpr int s = decltype(step)::value;
       // Four bits in a row to bit 4 of four bytes: the product's other bits fall outside the mask.
       const Words high = ((((bits >> 4 * s) & 15) * 0x00204081u) & 0x01010101u) << 4;
-      const Words low = read<Words>(fifth + (1 + s % 4) * kLine) >> (s < 4 ? 0 : 4) & 0x0f0f0f0fu;
-      write(low | high, out[s]);
+      const Words low = words_at<p>(fifth, 1 + s % 4) >> (s < 4 ? 0 : 4) & 0x0f0f0f0fu;
+      put(s, reinterpret_cast<Line>(low | high));
     });
   }
 };
 
 // d q + m: d and m fp16, then as Q5_0.
 struct Q5_1 {
-  static constexpr int kInputs = 32, kBytes = 24, kScaled = 32, kZero = 0;
-  static constexpr bool kBias = true, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int at) {
-    write(halves_at(block), out.scale[at]);
-    write(halves_at(field(block, 2)), out.bias[at]);
-    Q5_0::codes(field(block, 4), out.codes + at * 8);
+  static constexpr int kInputs = 32, kBytes = 24, kScaled = 32, kZero = 0, kLargest = 31;
+  static constexpr bool kBias = true, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales bias) {
+    write(halves_at(block), scale[0]);
+    write(halves_at(field(block, 2)), bias[0]);
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    Q5_0::after_scales<p>(field(block, 4), put);
   }
 };
 
+// Codes of 2 bits [64]: of 128, the first 32 lowest.
+template <int p, typename Put>
+inline void put_pairs(const uint8_t* pairs, const Put& put) {
+  each_of<16>([&](auto index) __attribute__((always_inline)) {
+    constexpr int i = decltype(index)::value, line = i / 8 * 32 + i % 8;
+    const Line w = line_at<p>(pairs, i);
+    put(line, w & 3);
+    put(line + 8, w >> 2 & 3);
+    put(line + 16, w >> 4 & 3);
+    put(line + 24, w >> 6);
+  });
+}
+
 // d s q - m t per 16: scales s (low) and minima t (high nibble) [16], 2-bit codes [64], d and m fp16.
 struct Q2K {
-  static constexpr int kInputs = 256, kBytes = 84, kScaled = 16, kZero = 0;
-  static constexpr bool kBias = true, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 84, kScaled = 16, kZero = 0, kLargest = 3;
+  static constexpr bool kBias = true, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales bias) {
     const Floats d = halves_at(field(block, 80)), m = negative(halves_at(field(block, 82)));
     for (int s = 0; s < 16; ++s) {
       const Bytes pair = bytes_at(block, s);
-      write_scaled(d, pair & 15, 0, out.scale[s]);
-      write_scaled(m, pair >> 4, 0, out.bias[s]);
+      write_scaled(d, pair & 15, 0, scale[s]);
+      write_scaled(m, pair >> 4, 0, bias[s]);
     }
-    for (int n = 0; n < 2; ++n) {
-      for (int j = 0; j < 8; ++j) {
-        const Line w = line_at(field(block, 16), n * 8 + j);
-        uint8_t(*line)[kLine] = out.codes + n * 32 + j;
-        write(w & 3, line[0]);
-        write(w >> 2 & 3, line[8]);
-        write(w >> 4 & 3, line[16]);
-        write(w >> 6, line[24]);
-      }
-    }
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    put_pairs<p>(field(block, 16), put);
   }
 };
 
 // d (s - 32) (q - 4) per 16: third bits [32], low 2 bits [64], 6-bit scales s [12], d fp16.
 struct Q3K {
-  static constexpr int kInputs = 256, kBytes = 110, kScaled = 16, kZero = 4;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 110, kScaled = 16, kZero = 4, kLargest = 7;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     const Floats d = halves_at(field(block, 108));
     const uint8_t* packed = field(block, 96);
-    each_of<16>([&](auto scale) {
-      constexpr int s = decltype(scale)::value;
+    each_of<16>([&](auto index) __attribute__((always_inline)) {
+      constexpr int s = decltype(index)::value;
       const Bytes low = bytes_at(packed, s % 8) >> s / 8 * 4 & 15;
       const Bytes high = bytes_at(packed, 8 + s % 4) >> s / 4 * 2 & 3;
-      write_scaled(d, low | high << 4, 32, out.scale[s]);
+      write_scaled(d, low | high << 4, 32, scale[s]);
     });
-    each_of<2>([&](auto half) {
-      constexpr int n = decltype(half)::value;
-      for (int j = 0; j < 8; ++j) {
-        const Line third = line_at(block, j), w = line_at(field(block, 32), n * 8 + j);
-        uint8_t(*line)[kLine] = out.codes + n * 32 + j;
-        write((w & 3) | bit_of<4 * n, 2>(third), line[0]);
-        write((w >> 2 & 3) | bit_of<4 * n + 1, 2>(third), line[8]);
-        write((w >> 4 & 3) | bit_of<4 * n + 2, 2>(third), line[16]);
-        write(w >> 6 | bit_of<4 * n + 3, 2>(third), line[24]);
-      }
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<16>([&](auto index) __attribute__((always_inline)) {
+      constexpr int i = decltype(index)::value, n = i / 8, line = n * 32 + i % 8;
+      const Line third = line_at<p>(block, i % 8), w = line_at<p>(field(block, 32), i);
+      put(line, (w & 3) | bit_of<4 * n, 2>(third));
+      put(line + 8, (w >> 2 & 3) | bit_of<4 * n + 1, 2>(third));
+      put(line + 16, (w >> 4 & 3) | bit_of<4 * n + 2, 2>(third));
+      put(line + 24, w >> 6 | bit_of<4 * n + 3, 2>(third));
     });
   }
 };
 
 // d s q - m t per 32: d and m fp16, 6-bit s and t [12], nibbles [128]: of 64 codes the first 32 low.
 struct Q4K {
-  static constexpr int kInputs = 256, kBytes = 144, kScaled = 32, kZero = 0;
-  static constexpr bool kBias = true, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
-    scales(block, out);
-    for (int c = 0; c < 4; ++c) {
-      for (int j = 0; j < 8; ++j) {
-        const Line w = line_at(field(block, 16), c * 8 + j);
-        write(w & 15, out.codes[c * 16 + j]);
-        write(w >> 4, out.codes[c * 16 + 8 + j]);
-      }
-    }
-  }
-  // Twelve bytes of eight scales and eight minima of 6 bits; Q5_K has them too.
-  static void scales(const uint8_t* block, Stage& out) {
+  static constexpr int kInputs = 256, kBytes = 144, kScaled = 32, kZero = 0, kLargest = 15;
+  static constexpr bool kBias = true, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales bias) {
     const Floats d = halves_at(block), m = negative(halves_at(field(block, 2)));
     const uint8_t* packed = field(block, 4);
     for (int s = 0; s < 4; ++s) {
       const Bytes a = bytes_at(packed, s), b = bytes_at(packed, s + 4), c = bytes_at(packed, s + 8);
-      write_scaled(d, a & 63, 0, out.scale[s]);
-      write_scaled(m, b & 63, 0, out.bias[s]);
-      write_scaled(d, (c & 15) | a >> 6 << 4, 0, out.scale[s + 4]);
-      write_scaled(m, c >> 4 | b >> 6 << 4, 0, out.bias[s + 4]);
+      write_scaled(d, a & 63, 0, scale[s]);
+      write_scaled(m, b & 63, 0, bias[s]);
+      write_scaled(d, (c & 15) | a >> 6 << 4, 0, scale[s + 4]);
+      write_scaled(m, c >> 4 | b >> 6 << 4, 0, bias[s + 4]);
     }
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<32>([&](auto index) __attribute__((always_inline)) {
+      constexpr int i = decltype(index)::value, line = i / 8 * 16 + i % 8;
+      const Line w = line_at<p>(field(block, 16), i);
+      put(line, w & 15);
+      put(line + 8, w >> 4);
+    });
   }
 };
 
 // As Q4_K, with fifth bits [32] before the nibbles: byte l has those of codes l, 32 + l, 64 + l, ... from bit 0 on.
 struct Q5K {
-  static constexpr int kInputs = 256, kBytes = 176, kScaled = 32, kZero = 0;
-  static constexpr bool kBias = true, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
-    Q4K::scales(block, out);
-    each_of<4>([&](auto chunk) {
-      constexpr int c = decltype(chunk)::value;
-      for (int j = 0; j < 8; ++j) {
-        const Line fifth = line_at(field(block, 16), j), w = line_at(field(block, 48), c * 8 + j);
-        write((w & 15) | bit_of<2 * c, 4>(fifth), out.codes[c * 16 + j]);
-        write(w >> 4 | bit_of<2 * c + 1, 4>(fifth), out.codes[c * 16 + 8 + j]);
-      }
+  static constexpr int kInputs = 256, kBytes = 176, kScaled = 32, kZero = 0, kLargest = 31;
+  static constexpr bool kBias = true, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales bias) { Q4K::scales(block, scale, bias); }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<32>([&](auto index) __attribute__((always_inline)) {
+      constexpr int i = decltype(index)::value, c = i / 8, line = c * 16 + i % 8;
+      const Line fifth = line_at<p>(field(block, 16), i % 8), w = line_at<p>(field(block, 48), i);
+      put(line, (w & 15) | bit_of<2 * c, 4>(fifth));
+      put(line + 8, w >> 4 | bit_of<2 * c + 1, 4>(fifth));
     });
   }
 };
 
 // d s (q - 32) per 16: low 4 bits [128], high 2 bits [64], signed scales s [16], d fp16.
 struct Q6K {
-  static constexpr int kInputs = 256, kBytes = 210, kScaled = 16, kZero = 32;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 210, kScaled = 16, kZero = 32, kLargest = 63;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     const Floats d = halves_at(field(block, 208));
     for (int s = 0; s < 16; ++s) {
-      write_scaled(d, bytes_at(field(block, 192), s) ^ 128, 128, out.scale[s]);  // signed bytes
+      write_scaled(d, bytes_at(field(block, 192), s) ^ 128, 128, scale[s]);  // signed bytes
     }
-    for (int n = 0; n < 2; ++n) {
-      for (int j = 0; j < 8; ++j) {
-        const Line a = line_at(block, n * 16 + j), b = line_at(block, n * 16 + 8 + j);
-        const Line top = line_at(field(block, 128), n * 8 + j);
-        uint8_t(*line)[kLine] = out.codes + n * 32 + j;
-        write((a & 15) | (top & 3) << 4, line[0]);
-        write((b & 15) | (top & 12) << 2, line[8]);
-        write(a >> 4 | (top & 48), line[16]);
-        write(b >> 4 | (top >> 2 & 48), line[24]);
-      }
-    }
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<16>([&](auto index) __attribute__((always_inline)) {
+      constexpr int i = decltype(index)::value, n = i / 8, j = i % 8, line = n * 32 + j;
+      const Line a = line_at<p>(block, n * 16 + j), b = line_at<p>(block, n * 16 + 8 + j);
+      const Line top = line_at<p>(field(block, 128), i);
+      put(line, (a & 15) | (top & 3) << 4);
+      put(line + 8, (b & 15) | (top & 12) << 2);
+      put(line + 16, a >> 4 | (top & 48));
+      put(line + 24, b >> 4 | (top >> 2 & 48));
+    });
   }
 };
 
@@ -235,96 +257,127 @@ constexpr Shifted shifted(const int8_t (&numbers)[16], int zero) {
   return table;
 }
 
+// The entries of 32 nibbles a row, as Q4_0 has them, from `line` on.
+template <int p, typename Put>
+inline void put_entries(const Shifted& table, const uint8_t* nibbles, int line, const Put& put) {
+  each_of<4>([&](auto step) __attribute__((always_inline)) {
+    constexpr int s = decltype(step)::value;
+    Line low, high;
+    look_up(table.numbers, nibbles + s * kLine + p * kPartBytes, reinterpret_cast<uint8_t*>(&low),
+            reinterpret_cast<uint8_t*>(&high));
+    put(line + s, low);
+    put(line + 4 + s, high);
+  });
+}
+
 // d table[q]: d fp16, nibbles as Q4_0.
 struct Iq4Nl {
-  static constexpr int kInputs = 32, kBytes = 18, kScaled = 32, kZero = 128;
-  static constexpr bool kBias = false, kWide = true;
-  static void unpack(const uint8_t* block, Stage& out, int at) {
-    write(halves_at(block), out.scale[at]);
-    codes(field(block, 2), out.codes + at * 8);
-  }
-  static void codes(const uint8_t* nibbles, uint8_t (*out)[kLine]) {
-    constexpr Shifted kTable = shifted(kIq4NlNumbers, kZero);
-    for (int s = 0; s < 4; ++s) look_up(kTable.numbers, nibbles + s * kLine, out[s], out[4 + s]);
+  static constexpr int kInputs = 32, kBytes = 18, kScaled = 32, kZero = 128, kLargest = 255;
+  static constexpr bool kBias = false, kByRow = false;
+  static constexpr Shifted kTable = shifted(kIq4NlNumbers, kZero);
+  static void scales(const uint8_t* block, Scales scale, Scales) { write(halves_at(block), scale[0]); }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    put_entries<p>(kTable, field(block, 2), 0, put);
   }
 };
 
 // d (s - 32) table[q] per 32: d fp16, high 2 bits of s [2], low 4 bits [4], nibbles [128].
 struct Iq4Xs {
-  static constexpr int kInputs = 256, kBytes = 136, kScaled = 32, kZero = 128;
-  static constexpr bool kBias = false, kWide = true;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 136, kScaled = 32, kZero = 128, kLargest = 255;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     const Floats d = halves_at(block);
-    each_of<8>([&](auto group) {
+    each_of<8>([&](auto group) __attribute__((always_inline)) {
       constexpr int g = decltype(group)::value;
       const Bytes low = bytes_at(field(block, 4), g / 2) >> g % 2 * 4 & 15;
       const Bytes high = bytes_at(field(block, 2), g / 4) >> g % 4 * 2 & 3;
-      write_scaled(d, low | high << 4, 32, out.scale[g]);
-      Iq4Nl::codes(field(block, 8) + g * 4 * kLine, out.codes + g * 8);
+      write_scaled(d, low | high << 4, 32, scale[g]);
+    });
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<8>([&](auto group) __attribute__((always_inline)) {
+      constexpr int g = decltype(group)::value;
+      put_entries<p>(Iq4Nl::kTable, field(block, 8) + g * 4 * kLine, g * 8, put);
     });
   }
 };
 
 // 2^(e - 127) E2M1(q) (OCP Microscaling 1.0): the byte e, nibbles as Q4_0.
 struct Mxfp4 {
-  static constexpr int kInputs = 32, kBytes = 17, kScaled = 32, kZero = 12;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int at) {
+  static constexpr int kInputs = 32, kBytes = 17, kScaled = 32, kZero = 12, kLargest = 24;
+  static constexpr bool kBias = false, kByRow = false;
+  static constexpr Shifted kTable = shifted(kE2m1Doubled, kZero);
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     for (int p = 0; p < kLanes; p += kPartLanes) {
       // 2 ** (byte - 128) as a product of two powers that are not subnormal, as the result may be.
       const Bits e = widen_bytes(block + p), half = halved(e);
       const auto power = [](Bits n) { return as_floats(to_exponent(plus(n, fill_bits(63)))); };
-      store(out.scale[at] + p, power(half) * power(minus(e, half)));
+      store(scale[0] + p, power(half) * power(minus(e, half)));
     }
-    constexpr Shifted kTable = shifted(kE2m1Doubled, kZero);
-    for (int s = 0; s < 4; ++s) {
-      look_up(kTable.numbers, field(block, 1) + s * kLine, out.codes[at * 8 + s], out.codes[at * 8 + 4 + s]);
-    }
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    put_entries<p>(kTable, field(block, 1), 0, put);
   }
 };
 
 // d (q - 1), q of 0, 1, 2: five codes a byte [48], four a byte [4], d fp16.
 struct Tq1_0 {
-  static constexpr int kInputs = 256, kBytes = 54, kScaled = 32, kZero = 1;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 54, kScaled = 32, kZero = 1, kLargest = 2;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     const Floats d = halves_at(field(block, 52));
-    for (int g = 0; g < 8; ++g) write(d, out.scale[g]);
-    for (int j = 0; j < 8; ++j) digits<5>(line_at(block, j), out.codes + j, 8);
-    for (int j = 0; j < 4; ++j) digits<5>(line_at(field(block, 32), j), out.codes + 40 + j, 4);
-    digits<4>(line_at(field(block, 48), 0), out.codes + 60, 1);
+    for (int g = 0; g < 8; ++g) write(d, scale[g]);
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    each_of<8>([&](auto j) { digits<5>(line_at<p>(block, j.value), j.value, 8, put); });
+    each_of<4>([&](auto j) { digits<5>(line_at<p>(field(block, 32), j.value), 40 + j.value, 4, put); });
+    digits<4>(line_at<p>(field(block, 48), 0), 60, 1, put);
   }
   // Five digits in base 3, first the highest: a byte w is their number times 256 / 243, rounded up, so 3 w / 256 is the
   // first digit and 3 w modulo 256 has the others.
-  template <int kDigits>
-  static void digits(Line w, uint8_t (*out)[kLine], int stride) {
-    for (int n = 0; n < kDigits; ++n) {
+  template <int kDigits, typename Put>
+  static void digits(Line w, int line, int stride, const Put& put) {
+    each_of<kDigits>([&](auto n) {
       const Line twice = w + w, thrice = twice + w;
       const Line carry = (twice & w) | ((twice | w) & ~thrice);  // of the second sum, in bit 7
-      write((w >> 7) + (carry >> 7), out[n * stride]);
+      put(line + n.value * stride, (w >> 7) + (carry >> 7));
       w = thrice;
-    }
+    });
   }
 };
 
 // d (q - 1): 2-bit codes [64], d fp16.
 struct Tq2_0 {
-  static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 1;
-  static constexpr bool kBias = false, kWide = false;
-  static void unpack(const uint8_t* block, Stage& out, int) {
+  static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 1, kLargest = 2;
+  static constexpr bool kBias = false, kByRow = false;
+  static void scales(const uint8_t* block, Scales scale, Scales) {
     const Floats d = halves_at(field(block, 64));
-    for (int g = 0; g < 8; ++g) write(d, out.scale[g]);
-    for (int n = 0; n < 2; ++n) {
-      for (int j = 0; j < 8; ++j) {
-        const Line w = line_at(block, n * 8 + j);
-        uint8_t(*line)[kLine] = out.codes + n * 32 + j;
-        write(w & 3, line[0]);
-        write(w >> 2 & 3, line[8]);
-        write(w >> 4 & 3, line[16]);
-        write(w >> 6, line[24]);
-      }
-    }
+    for (int g = 0; g < 8; ++g) write(d, scale[g]);
+  }
+  template <int p, typename Put>
+  static void codes(const uint8_t* block, const Put& put) {
+    put_pairs<p>(block, put);
   }
 };
+
+// Fills the stage from its group `at` on (blocks of 32 share one).
+template <typename E>
+inline void unpack(const uint8_t* block, Stage& out, int at) {
+  if constexpr (E::kByRow) {
+    E::unpack(block, out);
+  } else {
+    E::scales(block, out.scale + at, out.bias + at);
+    each_of<kParts>([&](auto part) {
+      constexpr int p = decltype(part)::value;
+      E::template codes<p>(block, [&](int line, const Line& codes) {
+        __builtin_memcpy(out.codes[at * (kGroup / 4) + line] + p * kPartBytes, &codes, sizeof codes);
+      });
+    });
+  }
+}
 
 }  // namespace

@@ -66,13 +66,11 @@ inline void store_codes(int8_t* p, Bits a) {  // each lane is in -128 .. 127, so
 inline Bits load_codes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Bits low_nibbles(Bits w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
 inline Bits high_nibbles(Bits w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
-inline void look_up(const uint8_t* table, const uint8_t* line, uint8_t* low, uint8_t* high) {
+inline void look_up(const uint8_t* table, const uint8_t* part, uint8_t* low, uint8_t* high) {
   const Bits entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  for (int i = 0; i < 64; i += 32) {
-    const Bits w = load_codes(line + i);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + i), _mm256_shuffle_epi8(entries, low_nibbles(w)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + i), _mm256_shuffle_epi8(entries, high_nibbles(w)));
-  }
+  const Bits w = load_codes(part);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), _mm256_shuffle_epi8(entries, low_nibbles(w)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), _mm256_shuffle_epi8(entries, high_nibbles(w)));
 }
 inline Bits repeat_codes(const int8_t* q) {
   int32_t four;

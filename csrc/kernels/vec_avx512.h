@@ -70,9 +70,9 @@ inline void store_codes(int8_t* p, Bits a) { _mm_storeu_si128(reinterpret_cast<_
 inline Bits load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Bits low_nibbles(Bits w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 inline Bits high_nibbles(Bits w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
-inline void look_up(const uint8_t* table, const uint8_t* line, uint8_t* low, uint8_t* high) {
+inline void look_up(const uint8_t* table, const uint8_t* part, uint8_t* low, uint8_t* high) {
   const Bits entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  const Bits w = load_codes(line);
+  const Bits w = load_codes(part);
   _mm512_storeu_si512(low, _mm512_shuffle_epi8(entries, low_nibbles(w)));
   _mm512_storeu_si512(high, _mm512_shuffle_epi8(entries, high_nibbles(w)));
 }
