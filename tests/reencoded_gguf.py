@@ -1,38 +1,55 @@
-"""Writes a GGUF file's matrices in another encoding, by the gguf package's quantisers; all else stays byte for byte."""
+"""Writes a GGUF file's matrices in another encoding; all else stays byte for byte."""
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
+
+import block_quantizers
 
 ALIGNMENT = 32
 
 
-def reencode(source: Path, target: Path, encoding: str) -> Path:
-    """Vectors, and matrices whose rows do not divide into blocks, keep the encoding they have."""
-    reader = gguf.GGUFReader(source)
-    kept = source.read_bytes()[: reader.tensors[0].field.offset]  # header and metadata
-    infos, blocks, offset = [], [], 0
-    for tensor in reader.tensors:
-        kind, data = tensor.tensor_type, np.ascontiguousarray(tensor.data)
-        if len(tensor.shape) > 1 and tensor.shape[0] % gguf.GGML_QUANT_SIZES[Type[encoding]][0] == 0:
-            kind = Type[encoding]
-            data = gguf.quants.quantize(gguf.quants.dequantize(data, tensor.tensor_type), kind)
-        name = tensor.name.encode()
-        dims = [int(size) for size in tensor.shape]
-        infos.append(
-            struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
-        )
-        blocks.append(padded(data.tobytes()))
-        offset += len(blocks[-1])
-    with target.open("wb") as file:
-        file.write(padded(kept + b"".join(infos)))
-        file.writelines(blocks)
-    return target
+class Reencoder:
+    """Of one file, which is parsed once."""
+
+    def __init__(self, source: Path) -> None:
+        self._tensors = gguf.GGUFReader(source).tensors
+        self._kept = source.read_bytes()[: self._tensors[0].field.offset]  # header and metadata
+
+    def write(self, target: Path, encoding: str, *, only: str = "") -> Path:
+        """Vectors, matrices whose rows do not divide into blocks, and names without `only`, a pattern, stay."""
+        infos, blocks, offset = [], [], 0
+        for tensor in self._tensors:
+            kind, data = tensor.tensor_type, np.ascontiguousarray(tensor.data)
+            divides = len(tensor.shape) > 1 and tensor.shape[0] % gguf.GGML_QUANT_SIZES[Type[encoding]][0] == 0
+            if divides and re.search(only, tensor.name):
+                kind = Type[encoding]
+                data = quantize(gguf.quants.dequantize(data, tensor.tensor_type), encoding)
+            name = tensor.name.encode()
+            dims = [int(size) for size in tensor.shape]
+            infos.append(
+                struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+            )
+            blocks.append(padded(data.tobytes()))
+            offset += len(blocks[-1])
+        with target.open("wb") as file:
+            file.write(padded(self._kept + b"".join(infos)))
+            file.writelines(blocks)
+        return target
+
+
+def quantize(values: npt.NDArray[np.float32], encoding: str) -> npt.NDArray[np.generic]:
+    """By the gguf package where it can."""
+    if encoding in block_quantizers.ENCODINGS:
+        return block_quantizers.quantize(values, encoding)
+    return gguf.quants.quantize(values, Type[encoding])
 
 
 def padded(data: bytes) -> bytes:

@@ -14,7 +14,6 @@ import pytest
 
 from cpuinfer import LLM, SamplingParams, _core, loader
 from cpuinfer.reference import Reference, quantisation_step
-from reencoded_gguf import reencode
 
 Array = npt.NDArray[np.float64]
 DRAWS = 4
@@ -140,25 +139,3 @@ def test_no_second_copy_of_the_weights_stays_in_memory(real_model: Path) -> None
         [sys.executable, "-c", MEMORY_PROBE, str(real_model)], capture_output=True, text=True, check=True
     )
     assert int(run.stdout) <= 1.2 * real_model.stat().st_size + 120e6
-
-
-ENGLISH = """\
-The harbour town had three bakeries, and nobody could remember a time when there had been fewer. The oldest stood at the
-foot of the hill, where the road turns away from the water, and its owner opened the shutters every morning before the
-first boats came in. Fishermen bought bread there, still warm, and talked about the weather. In winter the windows were
-white with steam, so that from the street one could see only the light of the lamps and the shape of people moving.
-
-When the railway came, the town changed. Visitors arrived on Saturdays, walked along the beach, looked at the lighthouse
-and went home on Sunday evening with small parcels of biscuits under their arms. The second bakery lived well on
-those biscuits. The third sold cakes for weddings, and since most people marry in summer, it closed from November to the
-end of February. Each of the three families believed that the other two would not last for another ten years.
-"""
-
-
-def test_perplexity_grows_as_bits_are_taken_away(real_model: Path, tmp_path: Path) -> None:
-    found = {}
-    for encoding in ("F16", "Q8_0", "Q5_0", "Q4_0"):
-        with LLM(reencode(real_model, tmp_path / "model.gguf", encoding)) as model:
-            found[encoding] = model.score(ENGLISH).perplexity
-    assert found["Q8_0"] == pytest.approx(found["F16"], rel=0.01)
-    assert found["F16"] < 0.99 * found["Q5_0"] < 0.99**2 * found["Q4_0"], found

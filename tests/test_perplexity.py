@@ -1,0 +1,115 @@
+"""SmolLM2 in every encoding a GGUF file can have: all run, and what they lose goes by their bits."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+import block_quantizers
+from cpuinfer import LLM, formats
+from reencoded_gguf import Reencoder
+
+ENGLISH = """\
+The harbour town had three bakeries, and nobody could remember a time when there had been fewer. The oldest stood at the
+foot of the hill, where the road turns away from the water, and its owner opened the shutters every morning before the
+first boats came in. Fishermen bought bread there, still warm, and talked about the weather. In winter the windows were
+white with steam, so that from the street one could see only the light of the lamps and the shape of people moving.
+
+When the railway came, the town changed. Visitors arrived on Saturdays, walked along the beach, looked at the lighthouse
+and went home on Sunday evening with small parcels of biscuits under their arms. The second bakery lived well on
+those biscuits. The third sold cakes for weddings, and since most people marry in summer, it closed from November to the
+end of February. Each of the three families believed that the other two would not last for another ten years.
+"""
+
+DOWN = r"blk\.\d*[05]\.ffn_down"
+"""One matrix of every fifth layer: the only ones here whose rows divide into blocks of 256."""
+TERNARY = ("TQ1_0", "TQ2_0")
+"""For models trained with weights of -1, 0 and 1; of others they leave little."""
+ENCODINGS = (
+    *("F32", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "MXFP4"),
+    *("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", *TERNARY),
+)
+DEVIATIONS = 3
+"""Standard errors that a mean over the text's tokens may be off by: once in 370."""
+
+Array = npt.NDArray[np.float64]
+
+
+def bits(encoding: str) -> float:
+    """Per weight."""
+    elements, size = gguf.GGML_QUANT_SIZES[Type[encoding]]
+    return 8 * size / elements
+
+
+@pytest.fixture(scope="module")
+def reencoder(real_model: Path) -> Reencoder:
+    return Reencoder(real_model)
+
+
+@pytest.fixture(scope="module")
+def logprobs(reencoder: Reencoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    """Of the text's tokens but the first, by the encoding of a few matrices."""
+    path = tmp_path_factory.mktemp("encodings") / "model.gguf"
+    found = {}
+    for encoding in ("F16", *ENCODINGS):
+        with LLM(reencoder.write(path, encoding, only=DOWN)) as model:
+            found[encoding] = np.array(model.score(ENGLISH).logprobs[1:], np.float64)
+    return found
+
+
+def lost(better: Array, worse: Array) -> float:
+    """By the mean token, in standard errors of the mean: both have read the same tokens."""
+    difference = better - worse
+    return float(difference.mean() / (difference.std(ddof=1) / np.sqrt(difference.size)))
+
+
+def test_every_encoding_there_is_runs(logprobs: dict[str, Array]) -> None:
+    assert set(logprobs) == set(formats.supported())
+    for encoding, values in logprobs.items():
+        assert np.isfinite(values).all(), encoding
+        assert (values <= 0).all(), encoding
+
+
+def test_fewer_bits_never_lose_less(logprobs: dict[str, Array]) -> None:
+    encodings = sorted(set(logprobs) - set(TERNARY), key=bits)
+    for fewer, more in itertools.combinations(encodings, 2):
+        if bits(fewer) < bits(more):
+            assert lost(logprobs[more], logprobs[fewer]) > -DEVIATIONS, f"{fewer} beats {more}"
+
+
+def test_a_whole_bit_less_is_felt_below_four(logprobs: dict[str, Array]) -> None:
+    for family in (("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ4_XS"), ("Q2_K", "Q3_K")):
+        for fewer, more in itertools.pairwise(family):
+            assert logprobs[fewer].mean() < logprobs[more].mean(), f"{fewer} beats {more}"
+    for encoding in ("Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", *TERNARY):
+        assert lost(logprobs["F16"], logprobs[encoding]) > DEVIATIONS, encoding
+
+
+def test_six_bits_and_more_lose_nothing_that_shows(logprobs: dict[str, Array]) -> None:
+    for encoding in ("F32", "BF16", "Q8_0", "Q6_K"):
+        assert abs(lost(logprobs["F16"], logprobs[encoding])) < DEVIATIONS, encoding
+
+
+def test_perplexity_of_the_whole_model_grows_as_bits_are_taken_away(reencoder: Reencoder, tmp_path: Path) -> None:
+    found = {}
+    for encoding in ("F16", "Q8_0", "Q5_0", "Q4_0"):
+        with LLM(reencoder.write(tmp_path / "model.gguf", encoding)) as model:
+            found[encoding] = model.score(ENGLISH).perplexity
+    assert found["Q8_0"] == pytest.approx(found["F16"], rel=0.01)
+    assert found["F16"] < 0.99 * found["Q5_0"] < 0.99**2 * found["Q4_0"], found
+
+
+@pytest.mark.parametrize("encoding", block_quantizers.ENCODINGS)
+def test_a_block_quantizer_loses_less_than_a_bit_to_the_best_there_can_be(encoding: str) -> None:
+    """No code of b bits a number has a root mean square error below 2 ** -b on Gaussian data (Shannon 1959)."""
+    values = np.random.default_rng(5).standard_normal((32, 1536), dtype=np.float32)
+    raw = block_quantizers.quantize(values, encoding)
+    assert raw.shape == (32, 1536 * bits(encoding) / 8)
+    error = np.sqrt(np.mean((gguf.quants.dequantize(raw, Type[encoding]) - values) ** 2))
+    assert 2 ** -bits(encoding) < error < 2 ** (1 - bits(encoding))
