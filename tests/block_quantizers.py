@@ -192,7 +192,7 @@ def grid_scales(groups: Floats, grid: Floats, levels: int, unit: float) -> tuple
 def signed_grid(
     blocks: Floats, name: Codebook, group: int, levels: int, unit: float, *, even: bool
 ) -> tuple[npt.NDArray[np.int64], Codes, npt.NDArray[np.int64], Floats]:
-    """Entries, signs [blocks, 32] as bits, numbers of scales and the factor; `even`: an even number of them in eight."""
+    """Entries, signs [blocks, 32] as bits, scales and their factor; `even`: an even number of signs in eight."""
     grid = packed.codebook(name).astype(np.float32)
     negative = (blocks < 0).reshape(len(blocks), 32, 8)
     sizes = np.abs(blocks).reshape(len(blocks), 32, 8)
