@@ -88,4 +88,6 @@ def _pieces(model: str) -> bytes:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python fuzz/seeds.py FOLDER, where a corpus for each reader is written")
     main(Path(sys.argv[1]))

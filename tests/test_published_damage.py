@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import published_files as files
+import published_models
+from cpuinfer import loader
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
 from cpuinfer.published import reader
 from published_files import AWQ, BNB, FORMATS, GPTQ, HQQ, ROUND, MemoryTensors, P, compressed, example, numbers
@@ -202,3 +207,18 @@ def test_nibbles_of_hqq_without_a_pair_are_refused():
     odd |= {name: arrays[name][:3] for name in (f"{P}.scale", f"{P}.zero")}
     with pytest.raises(CheckpointError, match=r"W_q: 3 groups of 4 bits, expected an even number"):
         reader(HQQ)(MemoryTensors({**arrays, **odd}), P)
+
+
+def test_an_error_of_a_layer_names_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    published_models.write_published_llama(folder, next(iter(published_models.SETTINGS)))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedFormat, match=f"^{folder}: quant_method fp8 is not supported"):
+        loader.open_model(folder)
+    config["quantization_config"] = {"quant_method": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"^{folder}: quantization_config: quant_method is 8"):
+        loader.open_model(folder)

@@ -155,7 +155,7 @@ def test_a_message_that_does_not_fit_is_taken_back() -> None:
     chat = Chat()
     chat.llm.context = 4
     written = chat.enter("one two three four")
-    assert "does not fit the context of 4" in written
+    assert "no longer fits the context of 4 tokens: /clear" in written
     assert "/clear" in written
     assert chat.conversation.messages == []
 

@@ -13,8 +13,8 @@ from cpuinfer.weights import PANEL, Source, Weight
 
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
-OVERHEAD = 90 << 20
-"""Interpreter, libraries and tokenizer of a process, measured."""
+PROGRAM, TOKEN = 40_000_000, 700
+"""Bytes of the interpreter with its libraries, and of a tokenizer for each token it has; both measured."""
 
 
 def page_bytes(config: Config) -> int:
@@ -59,7 +59,10 @@ def describe(path: str | Path, context: int | None = None, *, quantize: str | No
         file_bytes=source.size_bytes,
         tensors=tuple(_describe_kind(*key, found) for key, found in kinds.items()),
         memory=MemoryEstimate(
-            weights=weights, cache=cache, scratch=scratch_bytes(config, positions), overhead=OVERHEAD
+            weights=weights,
+            cache=cache,
+            scratch=scratch_bytes(config, positions),
+            overhead=PROGRAM + TOKEN * config.vocabulary,
         ),
         bytes_per_token=weights - sum(source.weights[name].packed_bytes for name in _looked_up(config, source)),
         left_out=source.left_out,

@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from cpuinfer import gguf, huggingface, models
 from cpuinfer.config import Config
-from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
+from cpuinfer.errors import (
+    CheckpointError,
+    CpuInferError,
+    InvalidRequest,
+    NumericalError,
+    UnsupportedFormat,
+    UnsupportedModel,
+)
 from cpuinfer.graph import Graph
 from cpuinfer.ops import Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.program import write_program
@@ -71,8 +78,8 @@ def open_model(path: str | Path, *, context: int | None = None, quantize: str | 
         if unused:
             name = source.weights[unused[0]].name
             raise UnsupportedModel(f"tensor {name} has no place in the model ({len(unused)} such)")
-    except (UnsupportedModel, UnsupportedFormat) as error:
-        raise type(error)(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except (CheckpointError, UnsupportedModel, UnsupportedFormat) as error:
+        raise _of(path, error) from None
     return Blueprint(source, graph, logits)
 
 
@@ -122,8 +129,13 @@ def _pack(source: Source, tasks: Iterable[Callable[[], None]], threads: int) -> 
         try:
             for _ in executor.map(lambda task: task(), tasks):
                 pass
-        except NumericalError as error:
-            raise NumericalError(f"{source.path}: {error}") from None
+        except (CheckpointError, NumericalError, UnsupportedFormat) as error:
+            raise _of(source.path, error) from None
+
+
+def _of(path: Path, error: CpuInferError) -> CpuInferError:
+    """The error, naming the model if it does not."""
+    return error if str(path) in str(error) else type(error)(f"{path}: {error}")
 
 
 def _packed_copy(source: Source, used: Mapping[str, Weight]) -> PackedCopy:

@@ -47,6 +47,9 @@ class SafetensorsFolder:
         self._tensors: dict[str, tuple[_File, str, tuple[int, ...], int]] = {}
         index = _read_index(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
+        for name in names:
+            if not (folder / name).exists():
+                raise CheckpointError(f"{folder / name}: missing, expected as {INDEX} names it")
         self._files = [_File(folder / name) for name in names]
         for file in self._files:
             for name, (dtype, shape, offset) in file.tensors.items():

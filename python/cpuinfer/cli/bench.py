@@ -171,15 +171,15 @@ def _measure_row(llm: LLM, test: Test, repetitions: int, description: Descriptio
 
 
 def _write_markdown(rows: Iterator[Row]) -> None:
+    """The model above the table, which then fits 80 columns."""
+    layout = "| {:<11} | {:>7} | {:<13} | {:>20} | {:>10} |"
+    header = layout.format("isa", "threads", "test", "t/s", "median")
     for i, row in enumerate(rows):
-        name, size = printable(row.model).replace("|", "\\|"), megabytes(row.size_bytes)
-        layout = f"| {{:<{len(name)}}} | {{:>{len(size)}}} | {{:<11}} | {{:>7}} | {{:<12}} | {{:<34}} |"
         if i == 0:
-            header = layout.format("model", "size", "isa", "threads", "test", "t/s")
-            rule = "".join(c if c == "|" else "-" for c in header)
-            print(header, rule, sep="\n")
-        speed = f"{row.mean:.2f} ± {row.standard_deviation:.2f} (median {row.median:.2f})"
-        print(layout.format(name, size, row.isa, row.threads, row.test, speed), flush=True)
+            print(f"{printable(row.model)}, {megabytes(row.size_bytes)}\n")
+            print(header, "".join(c if c == "|" else "-" for c in header), sep="\n")
+        speed = f"{row.mean:.2f} ± {row.standard_deviation:.2f}"
+        print(layout.format(row.isa, row.threads, row.test, speed, f"{row.median:.2f}"), flush=True)
 
 
 def _write_csv(rows: Iterator[Row]) -> None:

@@ -139,7 +139,7 @@ def examine(model: str | None = None, *, achieved: bool = False, quantize: str |
 def _locate(model: str) -> Path:
     from cpuinfer import store
 
-    return store.resolve(model, progress=sys.stderr.isatty())
+    return store.resolve(model, progress=True)
 
 
 def working_sets(machine: Machine) -> list[tuple[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.terminal import progress
@@ -48,7 +47,7 @@ def describe_model(spec: str | None, context: int | None = None, *, quantize: st
     from cpuinfer import store
     from cpuinfer.describe import describe
 
-    return describe(store.resolve(spec, progress=sys.stderr.isatty()), context, quantize=quantize)
+    return describe(store.resolve(spec, progress=True), context, quantize=quantize)
 
 
 def open_model(
@@ -64,7 +63,7 @@ def open_model(
     from cpuinfer import store
     from cpuinfer.llm import LLM
 
-    path = store.resolve(spec, progress=sys.stderr.isatty())
+    path = store.resolve(spec, progress=True)
     progress(f"loading {path.name} ...")
     try:
         return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize, cache_packed=cache_packed)

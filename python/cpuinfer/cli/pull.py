@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from cpuinfer.errors import InvalidRequest
 
@@ -22,5 +21,5 @@ def run(args: argparse.Namespace) -> int:
 
     if store.is_local(args.model):
         raise InvalidRequest(f"{args.model}: on this machine already, nothing to fetch")
-    print(store.pull(args.model, progress=sys.stderr.isatty()))
+    print(store.pull(args.model, progress=True))
     return 0

@@ -137,9 +137,16 @@ class Conversation:
                 answer = receive(
                     self._llm, lambda: self._llm.stream_chat([*system, *self.messages], self.params), self._output
                 )
+        except ContextFull:
+            self.messages.pop()
+            self._say(
+                f"error: with this message the conversation no longer fits the context of {self._llm.context} tokens: "
+                f"/clear forgets it; a chat begun with -c may have more, this model up to {self._llm.config.context}"
+            )
+            return
         except CpuInferError as error:
             self.messages.pop()
-            self._say(f"error: {error}" + (" (/clear forgets it)" if isinstance(error, ContextFull) else ""))
+            self._say(f"error: {error}")
             return
         if answer.finish_reason == "cancelled" and not answer.text:
             self.messages.pop()

@@ -117,7 +117,17 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     if args.sampler_order is not None:
         order = args.sampler_order
         given["order"] = order if order in ORDERS else order.split(",")
-    return SamplingParams(**given)
+    try:
+        return SamplingParams(**given)
+    except InvalidRequest as error:
+        raise InvalidRequest(_in_flags(str(error))) from None
+
+
+def _in_flags(message: str) -> str:
+    """A message that begins with the name of a field, with the flag that sets it instead."""
+    flags = {name: next(flag for flag in names if flag.startswith("--")) for names, name, _, _ in _SAMPLING}
+    name, space, rest = message.partition(" ")
+    return flags.get(name, f"--sampler-{name}" if name == "order" else name) + space + rest.replace("None or ", "")
 
 
 def choose_model_and_prompt(args: argparse.Namespace) -> tuple[str | None, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import importlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
                     return snapshot.path(choose(snapshot.complete, spec.wanted, str(spec)))
                 except ModelNotFound:  # the Hub may have it
                     continue
-    with _failures_named(hub, spec), _bars(hub, enabled=progress):
+    with _failures_named(hub, spec), _bars(hub, enabled=progress and sys.stderr.isatty()):
         info = hub.HfApi().model_info(spec.repo)
         chosen = choose(models(file.rfilename for file in info.siblings), spec.wanted, str(spec))
         if not chosen.is_complete:
