@@ -72,7 +72,7 @@ def packed_folder() -> Path:
 
 def stored() -> list[StoredModel]:
     """The copies in the cache."""
-    files = sorted(packed_folder().glob(f"*{SUFFIX}"))
+    files = sorted(path for path in packed_folder().glob(f"*{SUFFIX}") if path.is_file())
     return [StoredModel(PREFIX + file.stem, file, file.stat().st_size, "packed") for file in files]
 
 
