@@ -8,7 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model
+from cpuinfer.cli.parameters import positive
 from cpuinfer.cli.terminal import megabytes, printable
 
 if TYPE_CHECKING:
