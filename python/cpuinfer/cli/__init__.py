@@ -7,6 +7,7 @@ asked for is imported.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -33,6 +34,9 @@ ALIASES = {"ls": "list"}
 
 USAGE_ERROR, INTERNAL_ERROR = 2, 1
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell reports them
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Where no more can be written.  Only standard output is written without a file's name in the error."""
 
 
 class UsageError(CpuInferError):
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CPUINFER_DEBUG") == "1":
             traceback.print_exc()
         code, message = _explain(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            _silence_stdout()
         print(f"cpuinfer: error: {message}", file=sys.stderr)
         return code
 
@@ -117,7 +123,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, CpuInferError):
         code, message = USAGE_ERROR, str(error)
     elif isinstance(error, OSError) and error.strerror:
-        where = error.filename or ("standard output" if _stdout_fails() else None)
+        where = error.filename or ("standard output" if error.errno in FULL else None)
         code, message = USAGE_ERROR, f"{where}: {error.strerror}" if where else error.strerror
     elif isinstance(error, MemoryError):
         code, message = USAGE_ERROR, "out of memory"
@@ -125,15 +131,6 @@ def _explain(error: Exception) -> tuple[int, str]:
         kind = type(error).__name__
         code, message = INTERNAL_ERROR, f"internal: {kind}: {error} (CPUINFER_DEBUG=1 shows where)"
     return code, _one_line(message)
-
-
-def _stdout_fails() -> bool:
-    """Whether what could not be written still waits: on a full disk, say, it fails again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -148,9 +145,9 @@ def _one_line(message: str) -> str:
 def _open_missing_streams() -> None:
     """A stream that was closed (`2>&-`) is None here, and a print to None goes to standard output."""
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # open until the process ends
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 open until the process ends
     if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         raise UsageError("standard output is closed")
 
 
@@ -162,7 +159,7 @@ def _accept_any_text() -> None:
 
 
 def _silence_stdout() -> None:
-    """Let the interpreter's own last flush of a broken pipe succeed."""
+    """Let the interpreter's own last flush of a broken pipe or a full disk succeed."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
