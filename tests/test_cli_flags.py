@@ -62,7 +62,7 @@ def test_a_wrong_sampling_value_is_refused_by_the_name_of_its_flag_with_what_is_
     named = message.removeprefix("cpuinfer: error: argument ").partition(": ")[0]
     assert flag in named.split("/")
     assert f"{value!r}, {WRONG[field][1]}" in message
-    assert field not in message.replace("--", "").replace("top_k", "") or "_" not in field
+    assert f"{field} is" not in message
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,17 @@ def test_without_a_terminal_a_fetch_begins_and_ends_with_a_line_and_the_next_say
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    for spec in ("closed/x.gguf", "closed/x"):
+        with pytest.raises(ModelNotFound, match=f"^{spec}: Permission denied$"):
+            store.resolve(spec, progress=False)
+    assert not store.is_spec("closed/x is a path")
+
+
 def test_what_pip_said_is_quoted_when_it_fails(index: Path) -> None:
     for built in index.iterdir():
         built.unlink()

@@ -35,9 +35,6 @@ ALIASES = {"ls": "list"}
 USAGE_ERROR, INTERNAL_ERROR = 2, 1
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell reports them
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Where no more can be written.  Only standard output is written without a file's name in the error."""
-
 
 class UsageError(CpuInferError):
     """A command line that does not parse."""
@@ -74,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CPUINFER_DEBUG") == "1":
             traceback.print_exc()
         code, message = _explain(error)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if _is_full_stdout(error):
             _silence_stdout()
         print(f"cpuinfer: error: {message}", file=sys.stderr)
         return code
@@ -123,7 +120,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, CpuInferError):
         code, message = USAGE_ERROR, str(error)
     elif isinstance(error, OSError) and error.strerror:
-        where = error.filename or ("standard output" if error.errno in FULL else None)
+        where = error.filename or ("standard output" if _is_full_stdout(error) else None)
         code, message = USAGE_ERROR, f"{where}: {error.strerror}" if where else error.strerror
     elif isinstance(error, MemoryError):
         code, message = USAGE_ERROR, "out of memory"
@@ -131,6 +128,12 @@ def _explain(error: Exception) -> tuple[int, str]:
         kind = type(error).__name__
         code, message = INTERNAL_ERROR, f"internal: {kind}: {error} (CPUINFER_DEBUG=1 shows where)"
     return code, _one_line(message)
+
+
+def _is_full_stdout(error: Exception) -> bool:
+    """Only standard output is written without a file's name in the error."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full and error.filename is None
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
