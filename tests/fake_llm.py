@@ -61,7 +61,8 @@ class FakeLLM:
         self._cancelled.clear()
         words = ["You ", "said: ", *text.split(" ")]
         if len(words) > self.context:
-            raise ContextFull(f"the prompt has {len(words)} tokens and does not fit the context of {self.context}")
+            said = f"the prompt has {len(words)} tokens and does not fit the context of {self.context}"
+            raise ContextFull(said, tokens=len(words))
         return self._chunks(words, params)
 
     def _chunks(self, words: list[str], params: SamplingParams) -> Iterator[Chunk]:

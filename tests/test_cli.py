@@ -162,13 +162,13 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    machine = "-c 64 -t 3 --isa avx2 --quantize nf4 --cache-packed"
+    machine = "-c 64 -t 3 --isa scalar --quantize nf4 --cache-packed"
     assert main(["run", *f"{sampling} {more} {machine} --system Be hi".split()]) == 0
     assert opened[0].opened == {
         "spec": None,
         "threads": 3,
         "context": 64,
-        "isa": "avx2",
+        "isa": "scalar",
         "quantize": "nf4",
         "cache_packed": True,
     }
@@ -256,14 +256,14 @@ def test_an_answer_cut_for_its_length_says_so(opened: list[FakeLLM], capsys: pyt
         (["run", "--no-such-flag", "hi"], "unrecognized arguments: --no-such-flag"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["no-such-command"], "no command 'no-such-command', expected one of run, pull, list, rm, show, bench"),
-        (["run", "-n", "0", "hi"], "--max-tokens is 0, expected an integer of at least 1"),
-        (["run", "-n", "many", "hi"], "invalid int value: 'many'"),
-        (["run", "--temp", "-1", "hi"], "--temp is -1.0, expected 0 to 100"),
-        (["run", "--temp", "nan", "hi"], "--temp is nan"),
-        (["run", "--min-p", "1.5", "hi"], "--min-p is 1.5, expected 0 to 1"),
+        (["run", "-n", "0", "hi"], "-n/--max-tokens/--n-predict: '0', expected an integer of at least 1"),
+        (["run", "-n", "many", "hi"], "'many', expected an integer of at least 1"),
+        (["run", "--temp", "-1", "hi"], "--temp/--temperature: '-1', expected 0 to 100"),
+        (["run", "--temp", "nan", "hi"], "--temp/--temperature: 'nan'"),
+        (["run", "--min-p", "1.5", "hi"], "--min-p: '1.5', expected 0 to 1"),
         (["run", "--tem", "1", "hi"], "unrecognized arguments: --tem"),
-        (["run", "-t", "0", "hi"], "'0', expected an integer of at least 1"),
-        (["run", "--sampler-order", "top_q", "hi"], "order is ['top_q']"),
+        (["run", "-t", "0", "hi"], "-t/--threads: '0', expected an integer of 1 to 1024"),
+        (["run", "--sampler-order", "top_q", "hi"], "--sampler-order: 'top_q', expected one of default, hf, vllm, or"),
         (["run", "-m", "m.gguf", "-p", "x", "hi"], "'hi' is one argument too many"),
         (["run", "a.gguf", "b", "c"], "unrecognized arguments: c"),
         (["run", ""], "the prompt is empty"),
@@ -277,7 +277,7 @@ def test_an_answer_cut_for_its_length_says_so(opened: list[FakeLLM], capsys: pyt
         (["rm", "none-such"], "not a model fetched before"),
         (["bench", "-d", "4096"], "pp512@d4096 takes 4608 positions, the context of"),
         (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
-        (["bench", "-t", "1,x"], "'x', expected an integer of at least 1"),
+        (["bench", "-t", "1,x"], "-t/--threads: 'x', expected an integer of 1 to 1024"),
         (["bench", "-o", "xml"], "invalid choice: 'xml'"),
     ],
 )

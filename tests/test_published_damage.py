@@ -11,7 +11,7 @@ import pytest
 import published_files as files
 import published_models
 from cpuinfer import loader
-from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat
+from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat, UnsupportedModel
 from cpuinfer.published import reader
 from published_files import AWQ, BNB, FORMATS, GPTQ, HQQ, ROUND, MemoryTensors, P, compressed, example, numbers
 
@@ -222,3 +222,26 @@ def test_an_error_of_a_layer_names_the_folder(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"^{folder}: quantization_config: quant_method is 8"):
         loader.open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["q", "quant_method", "."])
+def test_an_error_begins_with_the_folder_also_when_its_text_holds_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    published_models.write_published_llama(folder, next(iter(published_models.SETTINGS)))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedFormat) as caught:
+        loader.open_model(name)
+    assert str(caught.value).startswith(f"{name}: quant_method fp8 is not supported")
+
+
+def test_a_folder_named_by_a_word_of_the_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedModel, match=r"^folder: a folder without config\.json"):
+        loader.open_model("folder")

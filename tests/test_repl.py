@@ -99,9 +99,11 @@ def test_settings_hold_for_the_next_answer() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/set temperature -1", "temperature is -1.0, expected 0 to 100"),
-        ("/set min_p 1.5", "min_p is 1.5, expected 0 to 1"),
-        ("/set seed x", "seed is 'x', expected an integer"),
+        ("/set temperature -1", "temperature is '-1', expected 0 to 100"),
+        ("/set min_p 1.5", "min_p is '1.5', expected 0 to 1"),
+        ("/set repeat_penalty 0", "repeat_penalty is '0', expected 0.001 to 1000"),
+        ("/set max_tokens 0", "max_tokens is '0', expected an integer of at least 1"),
+        ("/set seed x", "seed is 'x', expected an integer from 0 to 2**64 - 1"),
         ("/set top_q 1", "expected /set NAME VALUE"),
         ("/set seed", "expected /set NAME VALUE"),
         ("/nonsense", "no command /nonsense, /? lists them"),
@@ -155,9 +157,22 @@ def test_a_message_that_does_not_fit_is_taken_back() -> None:
     chat = Chat()
     chat.llm.context = 4
     written = chat.enter("one two three four")
-    assert "no longer fits the context of 4 tokens: /clear" in written
-    assert "/clear" in written
+    said = "this message has 6 tokens and does not fit the context of 4: shorten it, or begin the chat with a larger"
+    assert said in written
+    assert "(-c, this model up to 2048)" in written
     assert chat.conversation.messages == []
+
+
+def test_a_conversation_that_fills_the_context_says_so_and_goes_on_once_cleared() -> None:
+    chat = Chat()
+    chat.llm.context = chat.llm.config.context
+    chat.enter("one")
+    written = chat.enter("word " * 3000)
+    assert "error: the conversation with this message has 3003 tokens" in written
+    assert "does not fit the context of 2048: /clear forgets the conversation\n" in written
+    assert len(chat.conversation.messages) == 2
+    chat.enter("/clear")
+    assert chat.enter("two") == "You said: two\n"
 
 
 TERMINAL = """

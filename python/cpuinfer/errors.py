@@ -36,6 +36,11 @@ class InvalidRequest(CpuInferError, ValueError):
 class ContextFull(InvalidRequest):
     """A prompt that does not fit the context."""
 
+    def __init__(self, message: str, *, tokens: int = 0) -> None:
+        """`tokens`: of the prompt."""
+        super().__init__(message)
+        self.tokens = tokens
+
 
 class NumericalError(CpuInferError, ArithmeticError):
     """NaN or infinity where the computation needs a number."""

@@ -279,7 +279,7 @@ def _fit_context(config: Config, asked: int | None, threads: int) -> tuple[int, 
         need = -(-context // PAGE_TOKENS) * (page + scores)
         raise MemoryLimit(
             f"a context of {context} needs {need / 2**20:.0f} MiB for keys, values and scores, "
-            f"half of the free memory is {budget / 2**20:.0f} MiB: ask for a smaller context"
+            f"half of the free memory is {budget / 2**20:.0f} MiB: ask for a smaller context (-c)"
         )
     return context, (budget - -(-context // PAGE_TOKENS) * scores) // page
 

@@ -134,8 +134,9 @@ def _pack(source: Source, tasks: Iterable[Callable[[], None]], threads: int) -> 
 
 
 def _of(path: Path, error: CpuInferError) -> CpuInferError:
-    """The error, naming the model if it does not."""
-    return error if str(path) in str(error) else type(error)(f"{path}: {error}")
+    """The error, beginning with the path of the model, or of another of its files."""
+    begins = (f"{path}:", f"{path}/", f"{path.parent}/")
+    return error if str(error).startswith(begins) else type(error)(f"{path}: {error}")
 
 
 def _packed_copy(source: Source, used: Mapping[str, Weight]) -> PackedCopy:

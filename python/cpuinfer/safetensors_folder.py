@@ -47,9 +47,6 @@ class SafetensorsFolder:
         self._tensors: dict[str, tuple[_File, str, tuple[int, ...], int]] = {}
         index = _read_index(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
-        for name in names:
-            if not (folder / name).exists():
-                raise CheckpointError(f"{folder / name}: missing, expected as {INDEX} names it")
         self._files = [_File(folder / name) for name in names]
         for file in self._files:
             for name, (dtype, shape, offset) in file.tensors.items():
@@ -110,6 +107,9 @@ class _File:
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused at once
+        except FileNotFoundError:
+            why = "" if path.name == SINGLE else f", expected as {INDEX} names it"
+            raise CheckpointError(f"{path}: missing{why}") from None
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}") from None
         weakref.finalize(self, os.close, self._descriptor)

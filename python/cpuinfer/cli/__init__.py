@@ -7,11 +7,14 @@ asked for is imported.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cpuinfer import __version__
@@ -52,8 +55,11 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, or 2 for a fault of the input, 130 for Ctrl-C."""
     try:
+        _open_missing_streams()
         _accept_any_text()
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -65,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CPUINFER_DEBUG") == "1":
             traceback.print_exc()
         code, message = _explain(error)
+        if _is_full_stdout(error):
+            _silence_stdout()
         print(f"cpuinfer: error: {message}", file=sys.stderr)
         return code
 
@@ -112,13 +120,38 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, CpuInferError):
         code, message = USAGE_ERROR, str(error)
     elif isinstance(error, OSError) and error.strerror:
-        code, message = USAGE_ERROR, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = error.filename or ("standard output" if _is_full_stdout(error) else None)
+        code, message = USAGE_ERROR, f"{where}: {error.strerror}" if where else error.strerror
     elif isinstance(error, MemoryError):
         code, message = USAGE_ERROR, "out of memory"
     else:
         kind = type(error).__name__
         code, message = INTERNAL_ERROR, f"internal: {kind}: {error} (CPUINFER_DEBUG=1 shows where)"
-    return code, "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+    return code, _one_line(message)
+
+
+def _is_full_stdout(error: Exception) -> bool:
+    """Only standard output is written without a file's name in the error."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full and error.filename is None
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, as errors are, without the place in the code."""
+    print(f"cpuinfer: warning: {_one_line(str(message))}", file=sys.stderr)
+
+
+def _one_line(message: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+
+
+def _open_missing_streams() -> None:
+    """A stream that was closed (`2>&-`) is None here, and a print to None goes to standard output."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 open until the process ends
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        raise UsageError("standard output is closed")
 
 
 def _accept_any_text() -> None:
@@ -129,7 +162,7 @@ def _accept_any_text() -> None:
 
 
 def _silence_stdout() -> None:
-    """Let the interpreter's own last flush of a broken pipe succeed."""
+    """Let the interpreter's own last flush of a broken pipe or a full disk succeed."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, open_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, open_model
+from cpuinfer.cli.parameters import integer, kernel_set, positive, thread_count
 from cpuinfer.cli.terminal import megabytes, printable, progress
 from cpuinfer.errors import CpuInferError, InvalidRequest
 from cpuinfer.sampling import SamplingParams
@@ -79,12 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-d", "--depth", type=_counts, default=[0], metavar="D,...", help="tokens already there (default 0)"
     )
     parser.add_argument(
-        "-t", "--threads", type=_positives, default=[None], metavar="N,...", help="default: the fast cores"
+        "-t", "--threads", type=_thread_counts, default=[None], metavar="N,...", help="default: the fast cores"
     )
     parser.add_argument("-r", "--repetitions", type=positive, default=5, metavar="N", help="default 5")
     parser.add_argument(
         "--isa",
-        type=_names,
+        type=_kernel_sets,
         default=[None],
         metavar="NAME,...",
         help="kernel sets (default: the best this machine runs)",
@@ -95,13 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, printing each row as it is known."""
-    from cpuinfer import _core
-
     tests = make_tests(args.prompt_tokens, args.generate_tokens, args.depth)
     if not tests:
         raise InvalidRequest("nothing to measure: both -p and -n are 0")
-    for isa in args.isa:
-        _core.select_kernels(isa)  # refuses a name before anything is measured
     description = describe_model(args.model, quantize=args.quantize)
     context = max(test.positions for test in tests)
     for test in tests:
@@ -200,17 +197,16 @@ def _write_json(rows: Iterator[Row]) -> None:
 _WRITERS = {"md": _write_markdown, "csv": _write_csv, "json": _write_json}
 
 
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+_count = integer(0)
 
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
 
 
-def _positives(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
+def _thread_counts(text: str) -> list[int]:
+    return [thread_count(part) for part in text.split(",")]
 
 
-def _names(text: str) -> list[str]:
-    return text.split(",")
+def _kernel_sets(text: str) -> list[str]:
+    return [kernel_set(part) for part in text.split(",")]

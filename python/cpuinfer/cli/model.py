@@ -16,14 +16,6 @@ MODEL_HELP = (
 )
 
 
-def positive(text: str) -> int:
-    """An argument's value: an integer of at least 1."""
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least 1")
-    return value
-
-
 def add_quantize(parser: argparse._ActionsContainer) -> None:
     """Declare --quantize."""
     parser.add_argument(

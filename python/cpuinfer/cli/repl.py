@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cpuinfer.cli.answer import explain_length, print_stats, receive
+from cpuinfer.cli.parameters import sampling_value
 from cpuinfer.cli.terminal import remark, without_echo
 from cpuinfer.errors import ContextFull, CpuInferError, InvalidRequest, UnsupportedModel
 from cpuinfer.sampling import SamplingParams
@@ -117,10 +118,9 @@ class Conversation:
             return f"system is {self.system!r}"
         field, kind = _SETTINGS[name]
         try:
-            number: Any = getattr(SamplingParams(), field) if none else kind(value)
-        except ValueError:
-            kind_name = "an integer" if kind is int else "a number"
-            raise InvalidRequest(f"{name} is {value!r}, expected {kind_name}") from None
+            number = getattr(SamplingParams(), field) if none else sampling_value(field, kind, value)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{name} is {error}") from None
         self.params = replace(self.params, **{field: number})
         return f"{name} is {number}"
 
@@ -137,12 +137,9 @@ class Conversation:
                 answer = receive(
                     self._llm, lambda: self._llm.stream_chat([*system, *self.messages], self.params), self._output
                 )
-        except ContextFull:
+        except ContextFull as error:
             self.messages.pop()
-            self._say(
-                f"error: with this message the conversation no longer fits the context of {self._llm.context} tokens: "
-                f"/clear forgets it; a chat begun with -c may have more, this model up to {self._llm.config.context}"
-            )
+            self._say(f"error: {self._too_long(error.tokens)}")
             return
         except CpuInferError as error:
             self.messages.pop()
@@ -155,6 +152,14 @@ class Conversation:
         explain_length(answer, self.params, self._llm.context)
         if self._stats:
             print_stats(answer.timings)
+
+    def _too_long(self, tokens: int) -> str:
+        most, trained = self._llm.context, self._llm.config.context
+        what = "the conversation with this message" if self.messages else "this message"
+        ways = ["/clear forgets the conversation" if self.messages else "shorten it"]
+        if most < trained:
+            ways.append(f"begin the chat with a larger context (-c, this model up to {trained})")
+        return f"{what} has {tokens} tokens and does not fit the context of {most}: {', or '.join(ways)}"
 
     def _say(self, text: str) -> None:
         self._output.write(text + "\n")

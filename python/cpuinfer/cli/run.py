@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
-from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_quantize, open_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_quantize, open_model
+from cpuinfer.cli.parameters import kernel_set, positive, sampling, thread_count
 from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.sampling import ORDERS, STAGES, SamplingParams
@@ -66,19 +67,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "-c", "--context", "--ctx-size", type=positive, metavar="N", help="most tokens of prompt and answer"
     )
-    machine.add_argument("-t", "--threads", type=positive, metavar="N", help="default: the fast cores")
-    machine.add_argument("--isa", metavar="NAME", help="a kernel set (default: the best this machine runs)")
+    machine.add_argument("-t", "--threads", type=thread_count, metavar="N", help="default: the fast cores")
+    machine.add_argument(
+        "--isa", type=kernel_set, metavar="NAME", help="a kernel set (default: the best this machine runs)"
+    )
     add_quantize(machine)
     add_cache_packed(machine)
-    sampling = parser.add_argument_group("sampling")
+    group = parser.add_argument_group("sampling")
     for flags, name, kind, text in _SAMPLING:
         default = getattr(SamplingParams(), name)
         shown = text if default is None else f"{text} (default: {default})"
-        sampling.add_argument(*flags, dest=name, type=kind, metavar="N" if kind is int else "X", help=shown)
-    sampling.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given again")
-    sampling.add_argument(
-        "--sampler-order", metavar="ORDER", help=f"{', '.join(ORDERS)}, or stages joined by commas: {','.join(STAGES)}"
+        metavar = "N" if kind is int else "X"
+        group.add_argument(*flags, dest=name, type=sampling(name, kind), metavar=metavar, help=shown)
+    group.add_argument(
+        "--stop", type=sampling("stop", str), action="append", metavar="TEXT", help="ends the answer; may be repeated"
     )
+    group.add_argument(
+        "--sampler-order",
+        dest="order",
+        type=sampling("order", _order),
+        metavar="ORDER",
+        help=f"{', '.join(ORDERS)}, or stages joined by commas: {','.join(STAGES)}",
+    )
+
+
+def _order(text: str) -> str | list[str]:
+    return text if text in ORDERS else text.split(",")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,23 +125,8 @@ def run(args: argparse.Namespace) -> int:
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """What the flags ask for; defaults stay those of SamplingParams."""
-    given = {name: getattr(args, name) for _, name, _, _ in _SAMPLING if getattr(args, name) is not None}
-    if args.stop:
-        given["stop"] = args.stop
-    if args.sampler_order is not None:
-        order = args.sampler_order
-        given["order"] = order if order in ORDERS else order.split(",")
-    try:
-        return SamplingParams(**given)
-    except InvalidRequest as error:
-        raise InvalidRequest(_in_flags(str(error))) from None
-
-
-def _in_flags(message: str) -> str:
-    """A message that begins with the name of a field, with the flag that sets it instead."""
-    flags = {name: next(flag for flag in names if flag.startswith("--")) for names, name, _, _ in _SAMPLING}
-    name, space, rest = message.partition(" ")
-    return flags.get(name, f"--sampler-{name}" if name == "order" else name) + space + rest.replace("None or ", "")
+    names = [*(name for _, name, _, _ in _SAMPLING), "stop", "order"]
+    return SamplingParams(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
 
 
 def choose_model_and_prompt(args: argparse.Namespace) -> tuple[str | None, str | None]:

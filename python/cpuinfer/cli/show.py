@@ -8,7 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, positive
+from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model
+from cpuinfer.cli.parameters import positive
 from cpuinfer.cli.terminal import megabytes, printable
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 HELP = "print a model's architecture, encodings and memory needs, without loading it"
 
-PIPE_WIDTH = 120
-"""Columns of a table that no terminal limits."""
+PIPE_WIDTH, LEAST_WIDTH = 120, 76
+"""Columns of a table that no terminal limits, and of one that would fold to shreds in fewer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,20 +48,27 @@ def run(args: argparse.Namespace) -> int:
 def _print_tables(description: Description) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    width = max(Console().width, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(highlight=False, markup=False, width=width)
     for table in (_facts(description), _tensors(description), _memory(description)):
         console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table whose columns but the first three are numbers."""
+    """A table whose columns but the first three are numbers; the first folds where room is short."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
+    table = Table(
+        title=Text(printable(title)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=bool(columns),
+        collapse_padding=True,
+    )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 3 else "right", overflow="fold")
+        table.add_column(column, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i > 0)
     return table
 
 
@@ -96,7 +104,7 @@ def _facts(model: Description) -> Table:
 
 
 def _tensors(model: Description) -> Table:
-    table = _table("tensors", "kind", "encoding", "kernel layout", "count", "shape", "bits", "packed bits", "MB")
+    table = _table("tensors", "kind", "encoding", "layout", "count", "shape", "bits", "packed", "MB")
     for tensor in model.tensors:
         shape = " x ".join(map(str, tensor.shape))
         bits, packed = f"{tensor.bits_per_weight:.3f}", f"{tensor.packed_bits:.3f}"
@@ -113,7 +121,7 @@ def _memory(model: Description) -> Table:
         ("weights", model.memory.weights),
         ("keys and values", model.memory.cache),
         ("scratch", model.memory.scratch),
-        ("program", model.memory.overhead),
+        ("program and tokenizer", model.memory.overhead),
         ("total", model.memory.total),
     ):
         _add(table, name, megabytes(size))

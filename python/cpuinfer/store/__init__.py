@@ -95,8 +95,11 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
         return HubSpec.parse(spec)
     with _unusable_path_is_absent():
         path = Path(spec).expanduser()
-        if spec and path.exists():
-            return path
+        try:
+            if spec and path.exists():
+                return path
+        except PermissionError as error:
+            raise ModelNotFound(f"{spec}: {error.strerror}") from None
     if spec.endswith((".gguf", ".safetensors")) or spec.startswith(PATH_STARTS):
         raise ModelNotFound(f"{spec}: no such file")
     raise ModelNotFound(

@@ -110,6 +110,7 @@ def _fetch(model: BuiltIn, reporter: Reporter) -> None:
             )
         cache.publish(unpacked, model.path)
         cache.record_verified(model.path, model.sha256, model.path.stat())
+    reporter.notice(f"{model.name}: fetched and verified, {model.size / 1e6:.0f} MB in {model.path}")
 
 
 @contextmanager

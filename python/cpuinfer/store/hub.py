@@ -66,18 +66,22 @@ def obtain(spec: HubSpec, *, progress: bool, fresh: bool) -> Path:
                 except ModelNotFound:  # the Hub may have it
                     continue
     with _failures_named(hub, spec), _bars(hub, enabled=progress and sys.stderr.isatty()):
-        info = hub.HfApi().model_info(spec.repo)
+        info = hub.HfApi().model_info(spec.repo, files_metadata=True)
         chosen = choose(models(file.rfilename for file in info.siblings), spec.wanted, str(spec))
         if not chosen.is_complete:
             what = "files" if chosen.is_folder else "parts"
             raise DownloadError(
                 f"{spec}: the repository has {len(chosen.files)} of the {chosen.parts} {what} of {chosen}"
             )
-        Reporter(enabled=progress).notice(f"{spec}: fetching {chosen} with huggingface_hub")
+        size = sum(file.size or 0 for file in info.siblings if file.rfilename in chosen.files)
+        reporter = Reporter(enabled=progress)
+        reporter.notice(f"{spec}: fetching {chosen} ({size / 1e6:.0f} MB) with huggingface_hub")
         # One revision for all parts; names are patterns here, so their brackets are escaped.
         patterns = [glob.escape(name) for name in chosen.files]
         folder = hub.snapshot_download(spec.repo, revision=info.sha, allow_patterns=patterns)
-    return Path(folder) if chosen.is_folder else Path(folder) / chosen.files[0]
+    path = Path(folder) if chosen.is_folder else Path(folder) / chosen.files[0]
+    reporter.notice(f"{spec}: fetched, in {path}")
+    return path
 
 
 def stored() -> list[StoredModel]:

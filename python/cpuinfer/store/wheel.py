@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -26,7 +27,10 @@ BAD_WHEEL = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedE
 
 
 def download(requirement: str, folder: Path, advance: Advance) -> Path:
-    """Download the wheel of a pinned requirement into `folder`, with the user's pip configuration."""
+    """Download the wheel of a pinned requirement into `folder`, with the user's pip configuration.
+
+    Raises DownloadError quoting pip, OSError when the disk is full.
+    """
     wheels = folder / "wheel"
     wheels.mkdir()
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--no-input"]
@@ -50,7 +54,10 @@ def download(requirement: str, folder: Path, advance: Advance) -> Path:
             pip.wait()
     found = list(wheels.glob("*.whl"))
     if pip.returncode or len(found) != 1:
-        raise DownloadError(_reason(requirement, pip.returncode, log.read_text(errors="replace")))
+        said = log.read_text(errors="replace")
+        if f"[Errno {errno.ENOSPC}]" in said:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
+        raise DownloadError(_reason(requirement, pip.returncode, said))
     return found[0]
 
 
