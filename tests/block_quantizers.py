@@ -152,23 +152,22 @@ def iq4_xs(blocks: Floats) -> Codes:
     return np.concatenate([halves(d), high, low, pack(codes, bits=4, run=16)], axis=1)
 
 
-CHUNK = 1 << 13
-"""Vectors compared with a grid at once."""
+CHUNK = 1 << 10
+"""Vectors compared with a grid at once: with 2,048 entries, 8 MiB of products."""
 
 
 def nearest(vectors: Floats, scale: Floats, grid: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
     """The entry times scale [vectors] nearest to each vector, and the square of its distance."""
     entries = np.empty(len(vectors), np.int64)
-    squares = np.empty(len(vectors), np.float32)
-    half_norms = (grid**2).sum(axis=1) / 2
+    most = np.empty(len(vectors), np.float32)
+    # |x - s g|^2 = |x|^2 - 2 s (x g - s |g|^2 / 2); the bracket is one product, of vectors longer by s
+    longer = np.concatenate([vectors, scale[:, None]], axis=1)
+    columns = np.concatenate([grid, (grid**2).sum(axis=1, keepdims=True) / -2], axis=1).T.copy()
     for begin in range(0, len(vectors), CHUNK):
         part = slice(begin, begin + CHUNK)
-        # |x - s g|^2 = |x|^2 - 2 s (x g - s |g|^2 / 2)
-        nearness = vectors[part] @ grid.T - scale[part, None] * half_norms
-        entries[part] = nearness.argmax(axis=1)
-        most = nearness[np.arange(len(nearness)), entries[part]]
-        squares[part] = (vectors[part] ** 2).sum(axis=1) - 2 * scale[part] * most
-    return entries, squares
+        nearness = longer[part] @ columns
+        entries[part], most[part] = nearness.argmax(axis=1), nearness.max(axis=1)
+    return entries, (vectors**2).sum(axis=1) - 2 * scale * most
 
 
 def grid_scales(groups: Floats, grid: Floats, levels: int, unit: float) -> tuple[Floats, npt.NDArray[np.int64], Floats]:
