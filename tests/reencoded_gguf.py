@@ -45,6 +45,12 @@ class Reencoder:
         return target
 
 
+def bits(encoding: str) -> float:
+    """Per weight."""
+    elements, size = gguf.GGML_QUANT_SIZES[Type[encoding]]
+    return 8 * size / elements
+
+
 def quantize(values: npt.NDArray[np.float32], encoding: str) -> npt.NDArray[np.generic]:
     """By the gguf package where it can."""
     if encoding in block_quantizers.ENCODINGS:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gguf import GGMLQuantizationType as Type
 
-import block_quantizers
 from cpuinfer import LLM, formats
-from reencoded_gguf import Reencoder
+from reencoded_gguf import Reencoder, bits
 
 ENGLISH = """\
 The harbour town had three bakeries, and nobody could remember a time when there had been fewer. The oldest stood at the
@@ -25,6 +22,11 @@ When the railway came, the town changed. Visitors arrived on Saturdays, walked a
 and went home on Sunday evening with small parcels of biscuits under their arms. The second bakery lived well on
 those biscuits. The third sold cakes for weddings, and since most people marry in summer, it closed from November to the
 end of February. Each of the three families believed that the other two would not last for another ten years.
+
+They were all mistaken. The railway closed first, on a wet morning in October, and the station became a library. The
+teacher who looked after the books bought her rolls in each bakery in turn, one week after another, and never said
+which she liked best. Children who had learned to read there later wrote to her from other towns, and nearly every
+letter asked whether the bread was still warm at six.
 """
 
 DOWN = r"blk\.\d*[05]\.ffn_down"
@@ -39,12 +41,6 @@ DEVIATIONS = 3
 """Standard errors that a mean over the text's tokens may be off by: once in 370."""
 
 Array = npt.NDArray[np.float64]
-
-
-def bits(encoding: str) -> float:
-    """Per weight."""
-    elements, size = gguf.GGML_QUANT_SIZES[Type[encoding]]
-    return 8 * size / elements
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +99,3 @@ def test_perplexity_of_the_whole_model_grows_as_bits_are_taken_away(reencoder: R
             found[encoding] = model.score(ENGLISH).perplexity
     assert found["Q8_0"] == pytest.approx(found["F16"], rel=0.01)
     assert found["F16"] < 0.99 * found["Q5_0"] < 0.99**2 * found["Q4_0"], found
-
-
-@pytest.mark.parametrize("encoding", block_quantizers.ENCODINGS)
-def test_a_block_quantizer_loses_less_than_a_bit_to_the_best_there_can_be(encoding: str) -> None:
-    """No code of b bits a number has a root mean square error below 2 ** -b on Gaussian data (Shannon 1959)."""
-    values = np.random.default_rng(5).standard_normal((32, 1536), dtype=np.float32)
-    raw = block_quantizers.quantize(values, encoding)
-    assert raw.shape == (32, 1536 * bits(encoding) / 8)
-    error = np.sqrt(np.mean((gguf.quants.dequantize(raw, Type[encoding]) - values) ** 2))
-    assert 2 ** -bits(encoding) < error < 2 ** (1 - bits(encoding))
