@@ -69,6 +69,7 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   const int64_t cells = g.w->k / g.w->group;
   const uint8_t* codes = g.w->codes + panel * cells * cell.bytes;
   const uint8_t* scale = codes + cell.codes;
+  const int64_t to_bias = cell.bias - cell.codes, to_zeros = cell.zeros - cell.codes;
   const int8_t* x = g.quantized.codes + first_row * kGroup;
   const float* x_scale = g.quantized.scale + first_row;
   const int32_t* x_sum = g.quantized.sum + first_row;
@@ -90,12 +91,11 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         Bits dot = Dot::finish(sums[r], offset * x_sum[r]);
-        if (zeros)
-          dot = minus(dot, times(widen_bytes(scale - cell.codes + cell.zeros + p * kPartLanes), fill_bits(x_sum[r])));
+        if (zeros) dot = minus(dot, times(widen_bytes(scale + to_zeros + p * kPartLanes), fill_bits(x_sum[r])));
         y[r][p] = fused(to_float(dot), w_scale * fill(x_scale[r]), y[r][p]);
       }
       if (cell.bias) {
-        const Part w_bias = load_half(halves(scale) + kLanes + p * kPartLanes);
+        const Part w_bias = load_half(halves(scale + to_bias) + p * kPartLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           y[r][p] = fused(w_bias, fill(x_scale[r] * static_cast<float>(x_sum[r])), y[r][p]);
