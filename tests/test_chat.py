@@ -181,7 +181,12 @@ DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
         (DOUBLE + "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}", "makes a text of more"),
         ("{{ 'a'.ljust(10 ** 9) | length }}", "reaches for 'ljust' of 'str'"),
         ("{{ '{:>1000000000}'.format(1) | length }}", "makes a text of more than 65536"),
-        ("{% set f = '{:>{}}'.format %}{{ f(1, 10 ** 9) | length }}", "makes a text of more than 65536"),
+        ("{% set f = '{:>{}}'.format %}{{ f(1, 10 ** 9) | length }}", "formats a field by another field"),
+        ("{{ '{0:>{1[0]}}'.format(1, ['9' * 9]) | length }}", "formats a field by another field"),
+        ("{{ ('1' * 60000) | replace(1, 'b' * 60000) }}", "makes a text of more than 65536"),
+        ("{{ range(600) | join(['b' * 600]) }}", "makes a text of more than 65536"),
+        (NEST + "{{ [n] }}", "makes a text of more than 65536"),
+        (NEST + "{{ [n] ~ 'a' }}", "makes a text of more than 65536"),
         ("{{ '%*d' % (10 ** 9, 1) }}", "formats a text with %"),
         ("{{ ('a' * 60000).replace('', 'b' * 60000) }}", "makes a text of more than 65536"),
         ("{{ ('a' * 60000) | replace('a', 'b' * 60000) }}", "makes a text of more than 65536"),
@@ -199,7 +204,7 @@ DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
         (NEST + "{{ n.x is eq n.y }}", "makes a text of more than 65536"),
         (NEST + "{{ [n.x].count(n.y) }}", "makes a text of more than 65536"),
         (NEST + "{{ {'a': n.x}.values() }}", "makes a text of more than 65536"),
-        (NEST + "{{ n }}", "writes a namespace as text"),
+        (NEST + "{{ n }}", "makes a text of more than 65536"),
         (LOOP + "{% for j in range(99999) if false %}{% endfor %}{% endfor %}", "takes more than 0.2 seconds"),
         (LOOP + "{% set x = range(99999) | map('abs') | list %}{% endfor %}", "takes more than 0.2 seconds"),
         ("{{ 'a' * 10 ** 10 }}", "makes a value of more than 65536 items"),
@@ -209,7 +214,7 @@ DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
         ("{{ 'a' * 60000 }}{{ 'a' * 60000 }}", "prints more than 65536 characters"),
         ("x" * 60000 + "{{ 1 }}" + "x" * 60000, "prints more than 65536 characters"),
     ],
-    ids=range(36),
+    ids=range(41),
 )
 def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(
     bomb: str, message: str, monkeypatch: pytest.MonkeyPatch

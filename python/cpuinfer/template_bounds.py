@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 import time
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
@@ -57,9 +58,13 @@ def length(value: object, indent: int = 0) -> int:
 
     Raises Exhausted above MAX_OUTPUT: lists that hold one another can stand for more than any machine has.
     """
+    from jinja2.utils import Namespace
+
     total, pending = 0, [(value, indent)]
     while pending:
         part, margin = pending.pop()
+        if isinstance(part, Namespace):  # its text has that of all it holds
+            part = part._Namespace__attrs  # no public name leads there
         total += len(part) if isinstance(part, (str, bytes)) else 2
         if isinstance(part, int):
             total += part.bit_length() // 3
@@ -139,8 +144,8 @@ def _check_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     match name:
         case "indent":
             check_text(size + (str(args[0]).count("\n") + 1) * max(4, width, *map(len, texts)))
-        case "replace" if len(texts) > 1:
-            check_text(size + str(args[0]).count(texts[0]) * len(texts[1]))
+        case "replace" if len(options) > 1:  # the filter takes anything as text
+            check_text(size + str(args[0]).count(str(options[0])) * length(options[1]))
         case "format":
             _check_format(str(args[0]), options)
         case "tojson":
@@ -154,13 +159,13 @@ def _check_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 
 def _check_join(items: list[Any], *options: Any) -> None:
-    check_text(length(items) + len(items) * max((len(value) for value in options if isinstance(value, str)), default=0))
+    check_text(length(items) + len(items) * max(map(length, options), default=0))  # the filter takes anything as text
 
 
 def _check_format(text: str, values: tuple[Any, ...]) -> None:
-    """A field of `str.format` is as wide as a number in it, or where a field is nested in it as any value, or value."""
-    nested = re.search(r"\{[^}]*\{", text) is not None
-    widths = [int(digits[-18:]) for digits in re.findall("[0-9]+", text)]
-    if nested:
-        widths += [abs(value) for value in values if isinstance(value, int)]
-    check_text(len(text) + text.count("{") * max([length(values), *widths]))
+    """A field of `str.format` is as wide as a number in what follows its colon, or as its value is long."""
+    specs = [spec for _, _, spec, _ in string.Formatter().parse(text) if spec is not None]
+    if any("{" in spec for spec in specs):
+        raise Exhausted("formats a field by another field")
+    widths = [int(digits[-18:]) for spec in specs for digits in re.findall("[0-9]+", spec)]
+    check_text(len(text) + len(specs) * max([length(values), *widths]))
