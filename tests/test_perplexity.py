@@ -1,4 +1,4 @@
-"""SmolLM2 in every encoding a GGUF file can have: all run, and what they lose goes by their bits."""
+"""SmolLM2 in every encoding a GGUF file can have: all run, and what a few matrices lose goes by their bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ letter asked whether the bread was still warm at six.
 """
 
 DOWN = r"blk\.\d*[05]\.ffn_down"
-"""One matrix of every fifth layer: the only ones here whose rows divide into blocks of 256."""
+"""One matrix of every fifth layer: the only ones here whose rows divide into blocks of 256.
+
+Not those of layers 2, 11, 28 and 29, which have outliers: the quantizers here clip them in the types of 1 and 2 bits,
+so that over all layers these lose far more, and not by their bits.
+"""
 TERNARY = ("TQ1_0", "TQ2_0")
 """For models trained with weights of -1, 0 and 1; of others they leave little."""
 ENCODINGS = (
