@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 
+import importances
 from cpuinfer import LLM, formats
 from reencoded_gguf import Reencoder, bits
 from test_perplexity import ENGLISH
@@ -50,7 +51,8 @@ def table(logprobs: dict[str, npt.NDArray[np.float64]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    reencoder = Reencoder(parser.parse_args().model)
+    model = parser.parse_args().model
+    reencoder = Reencoder(model, importances.measure(model))
     encodings = sorted(formats.supported())
     small = [name for name in encodings if gguf.GGML_QUANT_SIZES[Type[name]][0] <= 32]
     print(f"ffn_down of every layer:\n\n{table(measure(reencoder, encodings, DOWN))}\n")

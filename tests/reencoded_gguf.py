@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -19,7 +20,8 @@ ALIGNMENT = 32
 class Reencoder:
     """Of one file, which is parsed once."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, importances: Mapping[str, npt.NDArray[np.float32]] | None = None) -> None:
+        self._importances = importances or {}
         self._tensors = gguf.GGUFReader(source).tensors
         self._kept = source.read_bytes()[: self._tensors[0].field.offset]  # header and metadata
 
@@ -31,7 +33,8 @@ class Reencoder:
             divides = len(tensor.shape) > 1 and tensor.shape[0] % gguf.GGML_QUANT_SIZES[Type[encoding]][0] == 0
             if divides and re.search(only, tensor.name):
                 kind = Type[encoding]
-                data = quantize(gguf.quants.dequantize(data, tensor.tensor_type), encoding)
+                values = gguf.quants.dequantize(data, tensor.tensor_type)
+                data = quantize(values, encoding, self._importances.get(tensor.name))
             name = tensor.name.encode()
             dims = [int(size) for size in tensor.shape]
             infos.append(
@@ -51,10 +54,12 @@ def bits(encoding: str) -> float:
     return 8 * size / elements
 
 
-def quantize(values: npt.NDArray[np.float32], encoding: str) -> npt.NDArray[np.generic]:
-    """By the gguf package where it can."""
+def quantize(
+    values: npt.NDArray[np.float32], encoding: str, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.generic]:
+    """By the gguf package where it can, which knows of no importance."""
     if encoding in block_quantizers.ENCODINGS:
-        return block_quantizers.quantize(values, encoding)
+        return block_quantizers.quantize(values, encoding, importance)
     return gguf.quants.quantize(values, Type[encoding])
 
 

@@ -12,6 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import block_quantizers
+import grid_quantizers
+from block_numbers import Numbers
 from cpuinfer.formats import packed
 from cpuinfer.formats.packed import Codebook
 from reencoded_gguf import bits, quantize
@@ -75,18 +77,19 @@ def test_the_families_are_all_that_is_written() -> None:
 def test_no_entry_of_a_grid_is_nearer_than_the_nearest(name: Codebook) -> None:
     random = np.random.default_rng(6)
     grid = packed.codebook(name).astype(np.float32)
-    vectors = random.standard_normal((block_quantizers.CHUNK + 3, grid.shape[1]), dtype=np.float32)
+    vectors = random.standard_normal((grid_quantizers.PRODUCTS // len(grid) + 3, grid.shape[1]), dtype=np.float32)
+    weights = random.uniform(0.1, 2, vectors.shape).astype(np.float32)
     scale = random.uniform(0.05, 0.5, len(vectors)).astype(np.float32)
-    entries, squares = block_quantizers.nearest(vectors, scale, grid)
+    entries, squares = (found[:, 0] for found in grid_quantizers.nearest(Numbers(vectors, weights), scale, grid))
 
     def distance(entry: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        return ((vectors.astype(np.float64) - scale[:, None] * entry) ** 2).sum(axis=-1)
+        return (weights * (vectors.astype(np.float64) - scale[:, None] * entry) ** 2).sum(axis=-1)
 
     least = np.min([distance(entry) for entry in grid], axis=0)
-    # fp32: |x|^2, x g and |g|^2 are sums of at most 9 products, each rounding relative to the sum of magnitudes.
-    size = (vectors**2).sum(axis=1) + 2 * scale * (np.abs(vectors) @ np.abs(grid).T).max(axis=1)
-    size = size + scale**2 * (grid**2).sum(axis=1).max()
-    rounding = 2 * 12 * np.finfo(np.float32).eps * size
+    # fp32: w x^2, w x g and w g^2 are sums of at most 16 products, each rounding relative to the sum of magnitudes.
+    size = (weights * vectors**2).sum(axis=1) + 2 * scale * (weights * np.abs(vectors) @ np.abs(grid).T).max(axis=1)
+    size = size + scale**2 * (weights @ (grid**2).T).max(axis=1)
+    rounding = 2 * 20 * np.finfo(np.float32).eps * size
     assert np.all(distance(grid[entries]) <= least + rounding)
     assert np.all(np.abs(squares - least) <= rounding)
 
@@ -98,3 +101,14 @@ def test_a_block_of_zeros_is_exact_beside_others(encoding: str) -> None:
     found = gguf.quants.dequantize(quantize(values, encoding), Type[encoding])
     assert np.isfinite(found).all()
     assert not found[0].any()
+
+
+@pytest.mark.parametrize("encoding", block_quantizers.ENCODINGS)
+def test_errors_go_where_they_matter_less(encoding: str) -> None:
+    importance = np.exp(3 * np.random.default_rng(7).standard_normal(GAUSSIAN.shape[1], dtype=np.float32))
+
+    def loss(weights: npt.NDArray[np.float32] | None) -> float:
+        found = gguf.quants.dequantize(quantize(GAUSSIAN, encoding, weights), Type[encoding])
+        return float(np.mean(importance * (found - GAUSSIAN) ** 2))
+
+    assert loss(importance) < loss(None)
