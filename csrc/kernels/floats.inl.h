@@ -98,9 +98,7 @@ inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t*
   for (int p = 0; p < kGroupParts; ++p) {
     magnitudes = larger(magnitudes, both(as_bits(load(x + p * kPartLanes)), fill_bits(0x7fffffff)));
   }
-  int32_t lane[kLanes] = {};
-  store_bits(lane, magnitudes);
-  const int32_t magnitude = over_lanes(lane, [](int32_t a, int32_t b) { return a > b ? a : b; });
+  const int32_t magnitude = largest_of(magnitudes);
   float m;
   __builtin_memcpy(&m, &magnitude, sizeof m);
   const bool finite = magnitude < 0x7f800000;  // as integers, infinity and NaN are the largest magnitudes
@@ -113,18 +111,13 @@ inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t*
   scale = m / 127.0f;
   const Part inverse = fill(127.0f / m);
   Bits sums = fill_bits(0);
-  const auto total = [&] {
-    int32_t sum_lane[kLanes] = {};
-    store_bits(sum_lane, sums);
-    return over_lanes(sum_lane, [](int32_t a, int32_t b) { return a + b; });
-  };
   for (int i = 0; i < kGroup; i += kPartLanes) {
-    if (i == kHalf) sum[stride] = total();
+    if (i == kHalf) sum[stride] = total_of(sums);
     const Bits code = to_nearest(load(x + i) * inverse);
     store_codes(codes + i, code);
     sums = plus(sums, code);
   }
-  sum[0] = total();
+  sum[0] = total_of(sums);
 }
 
 }  // namespace

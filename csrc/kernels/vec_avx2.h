@@ -52,11 +52,20 @@ inline Bits widen_bytes(const uint8_t* p) {
 }
 inline Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
 inline Bits larger(Bits a, Bits b) { return _mm256_max_epi32(a, b); }
+inline int32_t largest_of(Bits a) {
+  const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+inline int32_t total_of(Bits a) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
 inline Bits halved(Bits a) { return _mm256_srai_epi32(a, 1); }
 inline Bits to_exponent(Bits a) { return _mm256_slli_epi32(a, 23); }
 inline Bits to_nearest(Part a) { return _mm256_cvtps_epi32(a); }
 inline Part to_float(Bits a) { return _mm256_cvtepi32_ps(a); }
-inline void store_bits(int32_t* p, Bits a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 inline void store_codes(int8_t* p, Bits a) {  // each lane is in -128 .. 127, so neither pack saturates
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));

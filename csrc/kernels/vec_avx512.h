@@ -59,11 +59,12 @@ inline Bits widen_bytes(const uint8_t* p) {
 }
 inline Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
 inline Bits larger(Bits a, Bits b) { return _mm512_max_epi32(a, b); }
+inline int32_t largest_of(Bits a) { return _mm512_reduce_max_epi32(a); }
+inline int32_t total_of(Bits a) { return _mm512_reduce_add_epi32(a); }
 inline Bits halved(Bits a) { return _mm512_srai_epi32(a, 1); }
 inline Bits to_exponent(Bits a) { return _mm512_slli_epi32(a, 23); }
 inline Bits to_nearest(Part a) { return _mm512_cvtps_epi32(a); }
 inline Part to_float(Bits a) { return _mm512_cvtepi32_ps(a); }
-inline void store_bits(int32_t* p, Bits a) { _mm512_storeu_si512(p, a); }
 inline void store_codes(int8_t* p, Bits a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 
 // Sixteen rows of four weight codes, the table entries of a line of such nibbles, and four activation codes repeated.

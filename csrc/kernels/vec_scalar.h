@@ -1,6 +1,7 @@
 // The vector operations the shared bodies use, in portable C++: one part is all 16 lanes.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -102,6 +103,16 @@ inline Bits larger(const Bits& a, const Bits& b) {
   return each<Bits>(
       [&](int i) { return static_cast<int32_t>(a.lane[i]) > static_cast<int32_t>(b.lane[i]) ? a.lane[i] : b.lane[i]; });
 }
+inline int32_t largest_of(const Bits& a) {
+  int32_t most = static_cast<int32_t>(a.lane[0]);
+  for (const uint32_t lane : a.lane) most = std::max(most, static_cast<int32_t>(lane));
+  return most;
+}
+inline int32_t total_of(const Bits& a) {
+  uint32_t total = 0;
+  for (const uint32_t lane : a.lane) total += lane;
+  return static_cast<int32_t>(total);
+}
 inline Bits halved(const Bits& a) {
   return each<Bits>([&](int i) { return static_cast<uint32_t>(static_cast<int32_t>(a.lane[i]) >> 1); });
 }
@@ -114,7 +125,6 @@ inline Bits to_nearest(const Part& a) {
 inline Part to_float(const Bits& a) {
   return each<Part>([&](int i) { return static_cast<float>(static_cast<int32_t>(a.lane[i])); });
 }
-inline void store_bits(int32_t* p, const Bits& a) { std::memcpy(p, &a, sizeof a); }
 inline void store_codes(int8_t* p, const Bits& a) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.lane[i]);
 }
