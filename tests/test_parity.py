@@ -39,7 +39,7 @@ def make_session(blueprint: Blueprint, *, isa: str = "", threads: int = 2, batch
         isa=isa,
         threads=threads,
         batch=batch,
-        context=256,
+        context=512,
         cache_pages=64,
         **options,
     )
@@ -290,6 +290,13 @@ def test_logits_are_the_same_bits_for_any_threads_and_chunks(model: Blueprint, t
     session = make_session(model, threads=threads)
     for chunk in (1, 7, 8, 9, 17, 33, 50):
         np.testing.assert_array_equal(logits(session, tokens, chunk=chunk), expected, err_msg=f"chunks of {chunk}")
+
+
+def test_long_texts_have_the_same_bits_one_token_at_a_time(model: Blueprint) -> None:
+    """Of few positions, a query is stored and answered in one phase, of more in two."""
+    text = np.random.default_rng(7).integers(0, 250, 300).tolist()
+    session = make_session(model)
+    np.testing.assert_array_equal(logits(session, text, chunk=1), logits(session, text))
 
 
 def test_a_sequence_has_the_same_bits_in_a_batch_as_alone(model: Blueprint) -> None:

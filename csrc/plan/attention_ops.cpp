@@ -20,48 +20,56 @@ void Plan::rotate_tables(int64_t row) noexcept {
   }
 }
 
-void Plan::store_keys_and_values(const Op& op, int64_t row, int64_t position, uint16_t* const* pages) noexcept {
+// Of one key-value head, whose queries are rotated too.
+void Plan::store_key_and_value(const Op& op, int64_t row, int64_t position, uint16_t* const* pages,
+                               int64_t head) noexcept {
   const AttentionShape& shape = op.attention;
-  const auto rotate = [&](ValueId id, int64_t heads) {
-    float* x = row_of(id, row);
+  const auto rotate = [&](ValueId id, int64_t first, int64_t heads) {
+    float* x = row_of(id, row) + first * shape.head_dim;
     if (shape.rope < 0) return x;
     const auto index = static_cast<std::size_t>(shape.rope);
     const Rope& rope = program_.ropes()[index];
     const auto pairs = static_cast<int64_t>(rope.inverse_frequency.size());
-    for (int64_t head = 0; head < heads; ++head) {
-      kernels_.rope(x + head * shape.head_dim, at(ropes_[index].cosine) + row * pairs,
+    for (int64_t i = 0; i < heads; ++i) {
+      kernels_.rope(x + i * shape.head_dim, at(ropes_[index].cosine) + row * pairs,
                     at(ropes_[index].sine) + row * pairs, pairs, rope.interleaved);
     }
     return x;
   };
-  rotate(op.inputs[0], shape.heads);
-  const float* k = rotate(op.inputs[1], shape.kv_heads);
-  const float* v = row_of(op.inputs[2], row);
+  const int64_t group = shape.heads / shape.kv_heads;
+  rotate(op.inputs[0], head * group, group);
+  const float* k = rotate(op.inputs[1], head, 1);
+  const float* v = row_of(op.inputs[2], row) + head * shape.head_dim;
   uint16_t* page = pages[position / kPageTokens];
   const int64_t slot = position % kPageTokens;
   constexpr int64_t kPiece = 64;  // of a key, converted at once
   uint16_t half[kPiece];
-  for (int64_t head = 0; head < shape.kv_heads; ++head) {
-    uint16_t* keys = page + cache_.k_offset(shape.layer, head);
-    for (int64_t d = 0; d < shape.head_dim; d += kPiece) {
-      const int64_t count = std::min(kPiece, shape.head_dim - d);
-      kernels_.to_half(k + head * shape.head_dim + d, count, half);
-      for (int64_t i = 0; i < count; ++i) keys[(d + i) * kPageTokens + slot] = half[i];
-    }
-    kernels_.to_half(v + head * shape.head_dim, shape.head_dim,
-                     page + cache_.v_offset(shape.layer, head) + slot * cache_.padded_dim());
+  uint16_t* keys = page + cache_.k_offset(shape.layer, head);
+  for (int64_t d = 0; d < shape.head_dim; d += kPiece) {
+    const int64_t count = std::min(kPiece, shape.head_dim - d);
+    kernels_.to_half(k + d, count, half);
+    for (int64_t i = 0; i < count; ++i) keys[(d + i) * kPageTokens + slot] = half[i];
   }
+  kernels_.to_half(v, shape.head_dim, page + cache_.v_offset(shape.layer, head) + slot * cache_.padded_dim());
 }
 
 void Plan::run_attention(const Op& op, int worker) noexcept {
   const auto blocks = static_cast<int64_t>(blocks_.size());
-  phases_.run(worker, blocks, [&](int64_t block) {
-    const RowBlock& b = blocks_[static_cast<std::size_t>(block)];
-    for (int64_t r = 0; r < b.rows; ++r) store_keys_and_values(op, b.row + r, b.position + r, b.pages);
-  });
-  const int64_t group = op.attention.heads / op.attention.kv_heads;
+  const int64_t kv_heads = op.attention.kv_heads, group = op.attention.heads / kv_heads;
+  const auto store = [&](int64_t item) {
+    const RowBlock& b = blocks_[static_cast<std::size_t>(item / kv_heads)];
+    for (int64_t r = 0; r < b.rows; ++r) store_key_and_value(op, b.row + r, b.position + r, b.pages, item % kv_heads);
+  };
+  if (brief_) {
+    phases_.run(worker, blocks * kv_heads, [&](int64_t item) {
+      store(item);
+      attend_block(op, item / kv_heads, item % kv_heads, item % kv_heads * group, group, worker);
+    });
+    return;
+  }
+  phases_.run(worker, blocks * kv_heads, store);
   const int64_t splits = ceil_div(group, head_chunk_);
-  const int64_t heads = op.attention.kv_heads * splits;
+  const int64_t heads = kv_heads * splits;
   phases_.run(worker, blocks * heads, [&](int64_t item) {
     const int64_t kv_head = item % heads / splits;
     const int64_t first = item % splits * head_chunk_;

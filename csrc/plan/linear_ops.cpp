@@ -90,37 +90,38 @@ Plan::Input Plan::read_rows(const Op& op, const Reading& reading, int64_t rows, 
   return in;
 }
 
-// Few rows: pieces of some microseconds, so that a worker that falls behind leaves the rest to others.  Many: pieces
-// that stay in the cache, and enough of them to even out.
-Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
+// A glu is cut like its gate alone.
+int64_t Plan::count_panels(const Op& op) noexcept {
   int64_t panels = 0;
   for (std::size_t i = 0; i < op.outputs.size(); ++i) panels += op.weights[i]->panels();
-  const int64_t row_blocks = ceil_div(rows, kRowBlock), workers = team_.size();
+  return panels;
+}
+
+// Few rows: chunks of some microseconds, so that a worker that falls behind leaves the rest to others, and as many for
+// each worker.  Many: chunks that stay in the cache, and enough of them to even out.
+Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
+  const int64_t panels = count_panels(op), row_blocks = ceil_div(rows, kRowBlock), workers = team_.size();
   if (rows > kTileRows) {
-    return {std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem), row_blocks};
+    const int64_t chunk = std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem);
+    return {ceil_div(panels, chunk), row_blocks};
   }
   const PackedMatrix& first = *op.weights[0];
-  const int64_t wanted = workers == 1 ? panels : kItemBytes / (first.bytes() / first.panels());
-  const int64_t most = op.kind == OpKind::kGlu ? kPanelsPerItem : panels;
-  return {std::clamp<int64_t>(wanted, 1, std::min(most, ceil_div(panels, workers))), row_blocks};
+  const int64_t least = op.kind == OpKind::kGlu ? ceil_div(panels, kPanelsPerItem) : 1;
+  const int64_t wanted = workers == 1 ? 1 : ceil_div(panels * (first.bytes() / first.panels()), kItemBytes);
+  return {std::min(panels, round_up(std::max(least, wanted), workers)), row_blocks};
 }
 
-int64_t Plan::count_pieces(const Op& op, const Cut& cut) noexcept {
-  int64_t pieces = 0;
-  for (std::size_t i = 0; i < op.outputs.size(); ++i) pieces += ceil_div(op.weights[i]->panels(), cut.chunk);
-  return pieces * cut.row_blocks;
-}
-
-// A glu is cut like its gate alone.
-Plan::Piece Plan::find_piece(const Op& op, const Cut& cut, int64_t rows, int64_t item) noexcept {
-  std::size_t weight = 0;
-  for (int64_t pieces; item >= (pieces = ceil_div(op.weights[weight]->panels(), cut.chunk) * cut.row_blocks);
-       ++weight) {
-    item -= pieces;
+// Runs body(piece) for each matrix that an item has panels of.
+template <typename Body>
+void Plan::each_part(const Op& op, const Cut& cut, int64_t rows, int64_t item, const Body& body) noexcept {
+  const int64_t panels = count_panels(op), chunk = item / cut.row_blocks, row = item % cut.row_blocks * kRowBlock;
+  int64_t begin = panels * chunk / cut.chunks, end = panels * (chunk + 1) / cut.chunks;
+  for (std::size_t weight = 0; end > 0; ++weight) {
+    const int64_t own = op.weights[weight]->panels();
+    if (begin < own) body(Piece{weight, begin, std::min(end, own), row, std::min(rows, row + kRowBlock)});
+    begin = std::max<int64_t>(0, begin - own);
+    end -= own;
   }
-  const int64_t begin = item / cut.row_blocks * cut.chunk, row = item % cut.row_blocks * kRowBlock;
-  return {weight, begin, std::min(begin + cut.chunk, op.weights[weight]->panels()), row,
-          std::min(rows, row + kRowBlock)};
 }
 
 template <typename Body>
@@ -134,10 +135,10 @@ void Plan::each_piece(const Op& op, const int32_t* row_map, int64_t rows, int wo
     in.ldx = padded_width(op.inputs[0]);
   }
   const Cut pieces = cut(op, rows);
-  phases_.run(worker, count_pieces(op, pieces), [&](int64_t item) {
+  phases_.run(worker, pieces.chunks * pieces.row_blocks, [&](int64_t item) {
     if (!ready) read_tile(op, reading, 0, 1, in, at(own(worker).normed), worker);
     ready = true;
-    body(find_piece(op, pieces, rows, item), in);
+    each_part(op, pieces, rows, item, [&](const Piece& piece) { body(piece, in); });
   });
 }
 

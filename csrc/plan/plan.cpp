@@ -147,8 +147,10 @@ void Plan::prepare(const Step& step) noexcept {
   const int64_t share = step.rows * attention_.heads / (team_.size() * int64_t{2});
   head_chunk_ = std::clamp<int64_t>(share, 1, std::min<int64_t>(group, kTileRows));
   blocks_.clear();
+  brief_ = group <= kTileRows;
   for (int64_t i = 0; i < step.run_count; ++i) {
     const Run& run = step.runs[i];
+    brief_ = brief_ && run.rows == 1 && run.position < kBriefPositions;
     for (int64_t row = 0; row < run.rows; row += block_rows) {
       blocks_.push_back({run.row + row, std::min(block_rows, run.rows - row), run.position + row, run.pages});
     }

@@ -73,10 +73,10 @@ class Plan {
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
   };
-  struct Cut {  // of a linear op: chunks of panels times blocks of rows
-    int64_t chunk, row_blocks;
+  struct Cut {  // of a linear op, into items: chunks of the panels of all its matrices times blocks of rows
+    int64_t chunks, row_blocks;
   };
-  struct Piece {  // one of them
+  struct Piece {  // of one matrix
     std::size_t weight;
     int64_t begin, end;  // panels
     int64_t row, row_end;
@@ -91,6 +91,7 @@ class Plan {
   };
   static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 128 << 10;  // of weights: for one row some microseconds
+  static constexpr int64_t kBriefPositions = 256;
   static constexpr int64_t kRowBlock =
       8 * kTileRows;                         // rows of an item: what a chunk's panels, once read, are used for
   static constexpr std::size_t kPhases = 5;  // of an op, at most
@@ -109,7 +110,7 @@ class Plan {
 
   void run_linears(const Op& op, const int32_t* row_map, int64_t rows, float* head_out, int worker) noexcept;
   void run_glu(const Op& op, int worker) noexcept;
-  // Runs body(piece, input) for every piece of a linear op.
+  // Runs body(piece, input) for some pieces of a linear op, as phases share them out.
   template <typename Body>
   void each_piece(const Op& op, const int32_t* row_map, int64_t rows, int worker, const Body& body) noexcept;
   Input read_rows(const Op& op, const Reading& reading, int64_t rows, int worker) noexcept;
@@ -120,8 +121,9 @@ class Plan {
   void read_row(const Op& op, const int32_t* order, const float* x, float* out, int worker) noexcept;
   QuantizedRows quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept;
   Cut cut(const Op& op, int64_t rows) const noexcept;
-  static int64_t count_pieces(const Op& op, const Cut& cut) noexcept;
-  static Piece find_piece(const Op& op, const Cut& cut, int64_t rows, int64_t item) noexcept;
+  static int64_t count_panels(const Op& op) noexcept;
+  template <typename Body>
+  static void each_part(const Op& op, const Cut& cut, int64_t rows, int64_t item, const Body& body) noexcept;
   void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
                 float* y, int64_t ldy) const noexcept;
 
@@ -131,7 +133,7 @@ class Plan {
   int64_t sort_assignments(const Op& op) noexcept;
 
   void run_attention(const Op& op, int worker) noexcept;
-  void store_keys_and_values(const Op& op, int64_t row, int64_t position, uint16_t* const* pages) noexcept;
+  void store_key_and_value(const Op& op, int64_t row, int64_t position, uint16_t* const* pages, int64_t head) noexcept;
   void attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,
                     int worker) noexcept;
   void rotate_tables(int64_t row) noexcept;
@@ -172,6 +174,7 @@ class Plan {
   Step step_;
   std::vector<RowBlock> blocks_;
   int64_t head_chunk_ = 1;  // query heads that share a tile
+  bool brief_ = false;      // one query a sequence, and few positions: one phase is faster than two evenly shared
 };
 
 }  // namespace cpuinfer
