@@ -10,6 +10,7 @@ error of that mean: both have read the same tokens.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from gguf import GGMLQuantizationType as Type
 import importances
 from cpuinfer import LLM, formats
 from reencoded_gguf import Reencoder, bits
-from test_perplexity import ENGLISH
+from test_perplexity import ENGLISH, TERNARY, lost
 
 DOWN = r"ffn_down"
 
@@ -48,6 +49,15 @@ def table(logprobs: dict[str, npt.NDArray[np.float64]]) -> str:
     return "\n".join(lines)
 
 
+def disorder(logprobs: dict[str, npt.NDArray[np.float64]]) -> str:
+    """The pair of which fewer bits lose less by the most standard errors."""
+    pairs = itertools.combinations(sorted(set(logprobs) - set(TERNARY), key=bits), 2)
+    lead, fewer, more = max(
+        (lost(logprobs[fewer], logprobs[more]), fewer, more) for fewer, more in pairs if bits(fewer) < bits(more)
+    )
+    return f"Most out of order: {fewer} before {more}, by {lead:.1f} standard errors."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -55,8 +65,9 @@ def main() -> None:
     reencoder = Reencoder(model, importances.measure(model))
     encodings = sorted(formats.supported())
     small = [name for name in encodings if gguf.GGML_QUANT_SIZES[Type[name]][0] <= 32]
-    print(f"ffn_down of every layer:\n\n{table(measure(reencoder, encodings, DOWN))}\n")
-    print(f"Every matrix:\n\n{table(measure(reencoder, small, ''))}")
+    for what, names, only in (("ffn_down of every layer", encodings, DOWN), ("Every matrix", small, "")):
+        logprobs = measure(reencoder, names, only)
+        print(f"{what}:\n\n{table(logprobs)}\n\n{disorder(logprobs)}\n")
 
 
 if __name__ == "__main__":
