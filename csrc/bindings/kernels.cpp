@@ -241,14 +241,16 @@ void bind_kernels(py::module_& m) {
       });
   py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
       .def(py::init([](const std::string& encoding, int64_t n, int64_t k, int32_t zero, bool has_bias, bool has_zeros,
-                       int64_t group, std::optional<std::vector<float>> table, BufferPool* pool) {
+                       int64_t group, std::optional<std::vector<float>> table, BufferPool* pool, int64_t room,
+                       const PackedMatrix* beside) {
              const PackOptions options{zero, has_bias, has_zeros, group,
                                        table ? std::move(*table) : std::vector<float>()};
-             return std::make_shared<PackedMatrix>(find_encoding(encoding), n, k, options, pool);
+             return std::make_shared<PackedMatrix>(find_encoding(encoding), n, k, options,
+                                                   PanelPlace{pool, room, beside});
            }),
            py::arg("encoding"), py::arg("n"), py::arg("k"), py::kw_only(), py::arg("zero") = 0,
            py::arg("has_bias") = false, py::arg("has_zeros") = false, py::arg("group") = kGroup,
-           py::arg("table") = py::none(), py::arg("pool") = nullptr)
+           py::arg("table") = py::none(), py::arg("pool") = nullptr, py::arg("room") = 0, py::arg("beside") = nullptr)
       .def("set_integer_rows", &set_integer_rows, py::arg("row"), py::arg("codes"), py::arg("scale"),
            py::arg("bias") = py::none(), py::arg("zeros") = py::none())
       .def("set_block_rows", &set_block_rows, py::arg("row"), py::arg("blocks"))
@@ -261,7 +263,8 @@ void bind_kernels(py::module_& m) {
       .def_property_readonly("has_bias", [](const PackedMatrix& p) { return p.view().cell.bias != 0; })
       .def_property_readonly("has_zeros", [](const PackedMatrix& p) { return p.view().cell.zeros != 0; })
       .def_property_readonly("group", [](const PackedMatrix& p) { return p.view().group; })
-      .def_property_readonly("bytes", &PackedMatrix::bytes);
+      .def_property_readonly("bytes", &PackedMatrix::bytes)
+      .def_property_readonly("panel_bytes", &PackedMatrix::panel_bytes);
   m.def("matmul", &matmul, py::arg("matrix"), py::arg("x"), py::arg("isa") = py::none());
   m.def("quantize_rows", &quantize_rows, py::arg("x"), py::arg("isa") = py::none());
 }

@@ -67,7 +67,7 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   const bool zeros = kGrouped && cell.zeros;
   const int32_t offset = Dot::kCentre - (zeros ? 0 : g.w->zero);
   const int64_t cells = g.w->k / g.w->group;
-  const uint8_t* codes = g.w->codes + panel * cells * cell.bytes;
+  const uint8_t* codes = g.w->codes + panel * g.w->panel_bytes;
   const uint8_t* scale = codes + cell.codes;
   const int64_t to_bias = cell.bias - cell.codes, to_zeros = cell.zeros - cell.codes;
   const int8_t* x = g.quantized.codes + first_row * kGroup;
@@ -141,7 +141,7 @@ inline Part widen(const BFloatBits* w) { return load_bfloat(&w->bits); }
 
 template <typename Element, int kRows>
 void float_panel(const Gemm& g, int64_t panel, int first_row) {
-  const Element* w = reinterpret_cast<const Element*>(g.w->codes) + panel * g.w->k * kLanes;
+  const Element* w = reinterpret_cast<const Element*>(g.w->codes + panel * g.w->panel_bytes);
   const float* x = g.x + first_row * g.ldx;
   Part y[kRows][kParts];
   for (auto& row : y) {

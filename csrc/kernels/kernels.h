@@ -68,6 +68,7 @@ struct Weights {
   int64_t n;               // output rows
   int64_t k;               // inputs; a multiple of kGroup but for floats
   const uint8_t* codes;    // [ceil(n / 16)] panels of [k / group] cells, [k] inputs or [k / inputs] blocks
+  int64_t panel_bytes;     // from a panel to the next: another matrix's may lie between
   int64_t group = kGroup;  // inputs that share a scale: a multiple of kGroup that divides k
   Cell cell = {};          // kInt4, kInt8, kTable4
   int16_t table[16] = {};  // kTable4

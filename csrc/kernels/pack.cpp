@@ -150,10 +150,10 @@ std::optional<Encoding> encoding_named(std::string_view name) noexcept {
   return std::nullopt;
 }
 
-PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options, BufferPool* pool)
-    : blocks_(block_layout(encoding)) {
+PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options, const PanelPlace& place)
+    : room_(place.room), blocks_(block_layout(encoding)) {
   check_shape(encoding, n, k, options);
-  view_ = {.encoding = encoding, .zero = options.zero, .n = n, .k = k, .codes = nullptr};
+  view_ = {.encoding = encoding, .zero = options.zero, .n = n, .k = k, .codes = nullptr, .panel_bytes = 0};
   if (!is_float(encoding) && blocks_ == nullptr) {
     view_.group = options.group;
     view_.cell = cell_of(encoding, options);
@@ -162,9 +162,23 @@ PackedMatrix::PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOp
     panel_bytes_ = kLanes * row_bytes_of(encoding, k);
   }
   round_table(options.table, view_);
-  const auto bytes = static_cast<std::size_t>(panels() * panel_bytes_);
-  data_ = pool != nullptr ? pool->take(bytes) : Buffer(bytes);
-  view_.codes = data_.as<uint8_t>();
+  if (place.beside != nullptr) {
+    const PackedMatrix& first = *place.beside;
+    if (first.room_ != panel_bytes_ || first.panels() != panels()) {
+      throw Error(Fault::kInvalid, std::to_string(panels()) + " panels of " + std::to_string(panel_bytes_) +
+                                       " bytes beside " + std::to_string(first.panels()) + " with room for " +
+                                       std::to_string(first.room_) + " behind each");
+    }
+    data_ = first.data_;
+    begin_ = first.begin_ + first.panel_bytes_;
+    view_.panel_bytes = first.view_.panel_bytes;
+  } else {
+    if (room_ < 0 || room_ > kLargest) throw Error(Fault::kInvalid, "room of " + std::to_string(room_) + " bytes");
+    view_.panel_bytes = panel_bytes_ + room_;
+    const auto bytes = static_cast<std::size_t>(panels() * view_.panel_bytes);
+    data_ = place.pool != nullptr ? place.pool->take(bytes) : Buffer(bytes);
+  }
+  view_.codes = data_.as<uint8_t>() + begin_;
 }
 
 void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* codes, const uint16_t* scale,

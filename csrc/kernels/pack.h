@@ -17,6 +17,16 @@ bool is_float(Encoding encoding) noexcept;              // others multiply quant
 const char* encoding_name(Encoding encoding) noexcept;  // "int4", "q4_k", ...
 std::optional<Encoding> encoding_named(std::string_view name) noexcept;
 
+class PackedMatrix;
+
+// Where a matrix's panels lie: in memory of their own or of a pool, with room behind each for a partner's, or in the
+// room that a partner left.  Two matrices that are read together are then one run of bytes.
+struct PanelPlace {
+  BufferPool* pool = nullptr;
+  int64_t room = 0;                      // bytes behind each panel
+  const PackedMatrix* beside = nullptr;  // of as many panels, with room for these; its pool and room are taken
+};
+
 // What a matrix has beside its codes.
 struct PackOptions {
   int32_t zero = 0;               // kInt4, kInt8
@@ -31,8 +41,8 @@ struct PackOptions {
 class PackedMatrix {
  public:
   // Throws Error(kUnsupportedFormat) unless n, k >= 1, k is a multiple of the group or block, and the options fit the
-  // encoding.  The memory is the matrix's own, or a part of the pool's.
-  PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options = {}, BufferPool* pool = nullptr);
+  // encoding; Error(kInvalid) if the room is not for these panels.
+  PackedMatrix(Encoding encoding, int64_t n, int64_t k, const PackOptions& options = {}, const PanelPlace& place = {});
 
   // Rows [row, row + rows) of kInt4, kInt8 and kTable4: codes uint8 [rows][k] (0..15 but for kInt8, else
   // Error(kUnsupportedFormat)); scale, bias fp16 and zeros uint8 [rows][k / group], null where the matrix has none.
@@ -48,18 +58,19 @@ class PackedMatrix {
 
   const Weights& view() const noexcept { return view_; }
   int64_t panels() const noexcept { return ceil_div(view_.n, kLanes); }
-  int64_t bytes() const noexcept { return static_cast<int64_t>(data_.bytes()); }
+  int64_t bytes() const noexcept { return panels() * panel_bytes_; }
   int64_t panel_bytes() const noexcept { return panel_bytes_; }
   int64_t row_bytes() const noexcept;  // of one row's codes
 
  private:
-  uint8_t* panel_at(int64_t panel) noexcept { return data_.as<uint8_t>() + panel * panel_bytes_; }
-  const uint8_t* panel_at(int64_t panel) const noexcept { return data_.as<uint8_t>() + panel * panel_bytes_; }
+  uint8_t* panel_at(int64_t panel) noexcept { return data_.as<uint8_t>() + begin_ + panel * view_.panel_bytes; }
+  const uint8_t* panel_at(int64_t panel) const noexcept { return view_.codes + panel * view_.panel_bytes; }
   int64_t code_offset(int64_t i) const noexcept;
   float read_integer(int64_t row, int64_t i) const noexcept;
 
   Buffer data_;
-  int64_t panel_bytes_ = 0;
+  int64_t begin_ = 0, room_ = 0;  // of the first panel in data_; behind each
+  int64_t panel_bytes_ = 0;       // of one, without the room
   const BlockLayout* blocks_ = nullptr;
   Weights view_{};
 };

@@ -100,9 +100,9 @@ void dotted_panels(const Gemm& g) {
   using Product = ProductOf<E::kLargest>;
   constexpr int kBlock = E::kBytes * kLanes, kScales = E::kInputs / E::kScaled;
   constexpr int32_t kOffset = Product::kCentre - E::kZero;
-  const uint8_t* block = g.w->codes + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
   alignas(64) float scale[kScales][kLanes], bias[kScales][kLanes];
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
     Part y[kParts];
     for (Part& part : y) part = fill(0.0f);
     for (int64_t k = 0; k < g.w->k; k += E::kInputs, block += kBlock) {
@@ -147,8 +147,8 @@ void staged_panels(const Gemm& g) {
   using Shape = StageShape<E::kScaled, E::kBias, ProductOf<E::kLargest>>;
   constexpr int kBlock = E::kBytes * kLanes;
   Stage stage;
-  const uint8_t* block = g.w->codes + g.panel_begin * (g.w->k / E::kInputs) * kBlock;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
     float y[kTileRows][kLanes] = {};
     for (int64_t k = 0; k < g.w->k; k += kStageInputs) {
       const int inputs = static_cast<int>(g.w->k - k < kStageInputs ? g.w->k - k : kStageInputs);
@@ -195,8 +195,8 @@ void table_panels(const Gemm& g) {
   }
   const Cell& cell = g.w->cell;
   const int64_t groups = g.w->k / kGroup, shared = g.w->group / kGroup;
-  const uint8_t* scale = g.w->codes + g.panel_begin * (groups / shared) * cell.bytes + cell.codes;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
+    const uint8_t* scale = g.w->codes + panel * g.w->panel_bytes + cell.codes;
     float y[kTileRows][kLanes] = {};
     for (int64_t group = 0; group < groups; ++group) {
       const uint8_t* codes = scale - cell.codes + group % shared * 4 * kLine;

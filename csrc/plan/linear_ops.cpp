@@ -105,9 +105,8 @@ Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
     const int64_t chunk = std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem);
     return {ceil_div(panels, chunk), row_blocks};
   }
-  const PackedMatrix& first = *op.weights[0];
   const int64_t least = op.kind == OpKind::kGlu ? ceil_div(panels, kPanelsPerItem) : 1;
-  const int64_t wanted = workers == 1 ? 1 : ceil_div(panels * (first.bytes() / first.panels()), kItemBytes);
+  const int64_t wanted = workers == 1 ? 1 : ceil_div(panels * op.weights[0]->panel_bytes(), kItemBytes);
   return {std::min(panels, round_up(std::max(least, wanted), workers)), row_blocks};
 }
 
@@ -178,11 +177,16 @@ void Plan::run_glu(const Op& op, int worker) noexcept {
   each_piece(op, nullptr, step_.rows, worker, [&](const Piece& piece, const Input& in) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
     const int64_t first = piece.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
+    // Few rows: panel by panel, as they lie in memory.  Many: what is read once lies in the cache.
+    const int64_t run = piece.row_end - piece.row > kTileRows ? piece.end - piece.begin : 1;
     for (int64_t row = piece.row; row < piece.row_end; row += kTileRows) {
       const int64_t count = std::min<int64_t>(kTileRows, piece.row_end - row);
       float* y = row_of(op.outputs[0], row) + piece.begin * kLanes;
-      multiply(*op.weights[0], piece.begin, piece.end, in, row, count, gate, kStride);
-      multiply(*op.weights[1], piece.begin, piece.end, in, row, count, y, ldy);
+      for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
+        const int64_t at = (panel - piece.begin) * kLanes;
+        multiply(*op.weights[0], panel, panel + run, in, row, count, gate + at, kStride);
+        multiply(*op.weights[1], panel, panel + run, in, row, count, y + at, ldy);
+      }
       for (int64_t r = 0; r < count; ++r) {
         if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
         if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);

@@ -54,6 +54,8 @@ class PackedMatrix:
         group: int = 32,
         table: Sequence[float] | npt.NDArray[np.float32] | None = None,
         pool: BufferPool | None = None,
+        room: int = 0,
+        beside: PackedMatrix | None = None,
     ) -> None: ...
     def set_integer_rows(
         self,
@@ -82,6 +84,8 @@ class PackedMatrix:
     def group(self) -> int: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def panel_bytes(self) -> int: ...
 
 def matmul(matrix: PackedMatrix, x: npt.NDArray[np.float32], isa: str | None = None) -> npt.NDArray[np.float32]: ...
 def quantize_rows(

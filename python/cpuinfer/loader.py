@@ -107,11 +107,14 @@ def load_program(blueprint: Blueprint, *, threads: int, cache_packed: bool = Fal
     tasks: list[Callable[[], None]] = []
     used = {name: blueprint.tensor(name) for name in blueprint.graph.used}
     pool = _core.BufferPool(sum(weight.packed_bytes + CACHE_LINE for weight in used.values()))
+    partners = {op.gate: op.up for op in blueprint.graph.ops if isinstance(op, Glu)}  # read panel by panel in turn
+    beside = {up: gate for gate, up in partners.items()}
     for name, weight in used.items():
         if len(weight.shape) == 1:
             vectors[name] = _finite(blueprint, weight)
             continue
-        matrices[name] = weight.new_matrix(pool)
+        room = used[partners[name]].panel_bytes if name in partners else 0
+        matrices[name] = weight.new_matrix(pool, room=room, beside=matrices.get(beside.get(name, "")))
         tasks.extend(_packing_tasks(weight, matrices[name]))
     copy = _packed_copy(blueprint.source, used) if cache_packed else None
     if copy is None or not copy.read(memoryview(pool), threads):

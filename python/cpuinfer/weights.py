@@ -75,8 +75,15 @@ class Weight:
         form = formats.find(self.layout.upper())
         return rows * k // form.elements * form.block_bytes
 
-    def new_matrix(self, pool: _core.BufferPool) -> _core.PackedMatrix:
-        """An empty packed matrix for this weight."""
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a packed panel of a matrix."""
+        return self.packed_bytes // -(-self.shape[0] // PANEL)
+
+    def new_matrix(
+        self, pool: _core.BufferPool, *, room: int = 0, beside: _core.PackedMatrix | None = None
+    ) -> _core.PackedMatrix:
+        """An empty packed matrix for this weight, with `room` bytes behind each panel, or in that of another."""
         from cpuinfer import _core
 
         return _core.PackedMatrix(
@@ -89,6 +96,8 @@ class Weight:
             group=self.group,
             table=self.table,
             pool=pool,
+            room=room,
+            beside=beside,
         )
 
 
