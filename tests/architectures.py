@@ -20,7 +20,7 @@ from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
 from cpuinfer.naming import arrange
 from cpuinfer.reference import Reference
-from cpuinfer.weights import Weight
+from cpuinfer.weight import Weight
 
 Array = npt.NDArray[np.float64]
 Options = dict[str, Any]

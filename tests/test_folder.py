@@ -22,6 +22,7 @@ from cpuinfer.describe import describe
 from cpuinfer.errors import InvalidRequest, NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows
 from cpuinfer.reference import Reference
+from cpuinfer.weight import Weight
 from kept_halves import assert_native
 from tiny_folder import Arrays, tensors_of, write_folder
 from tiny_gguf import write_tiny_llama
@@ -259,8 +260,8 @@ def test_an_unknown_quantisation_is_refused_with_those_there_are(folder: Path) -
         loader.open_model(folder, quantize="int2")
 
 
-def float_weight(values: np.ndarray) -> weights.Weight:
-    return weights.Weight(
+def float_weight(values: np.ndarray) -> Weight:
+    return Weight(
         name="w",
         shape=values.shape,
         encoding="F32",

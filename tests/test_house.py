@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cpuinfer import describe, machine, reference, weights
+from cpuinfer import describe, machine, reference, weight
 from cpuinfer.formats import canonical
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +25,7 @@ PYTHON_LAYERS = (
     {"ops", "checkpoint", "chat", "rope", "tokenizer"},
     {"graph"},
     {"models", "formats", "program", "reference", "safetensors_folder", "streaming"},
+    {"weight"},
     {"published", "request"},
     {"weights"},
     {"naming"},
@@ -115,7 +116,7 @@ def test_files_are_small(path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "constant", "value"),
     [
-        ("kernels/kernels.h", "kLanes", weights.PANEL),
+        ("kernels/kernels.h", "kLanes", weight.PANEL),
         ("kernels/kernels.h", "kGroup", canonical.GROUP),
         ("kernels/kernels.h", "kGroup", reference.GROUP),
         ("kernels/kernels.h", "kPageTokens", describe.PAGE_TOKENS),

@@ -10,8 +10,8 @@ import published_files as files
 from cpuinfer import _core
 from cpuinfer.errors import CheckpointError
 from cpuinfer.formats.canonical import BlockRows, IntegerRows, TableRows
-from cpuinfer.published import PublishedWeight, reader
-from cpuinfer.weights import from_published
+from cpuinfer.published import reader
+from cpuinfer.weight import Weight
 from published_files import (
     AWQ,
     BNB,
@@ -33,7 +33,7 @@ from published_files import (
 SIZES = [(48, 64), (16, 96), (8, 160), (40, 128)]
 
 
-def unrounded(weight: PublishedWeight, *cuts: int):
+def unrounded(weight: Weight, *cuts: int):
     """What the rows mean, read in pieces, columns put back in the weight's own order."""
     n, k = weight.shape
     pieces = []
@@ -393,11 +393,10 @@ def test_scales_of_other_types_become_fp16_rounded_once(stored):
 def test_rows_are_packed_into_the_matrix_that_the_weight_asks_for(format_name):
     config, sound = example(format_name)
     weight = reader(config)(MemoryTensors(sound), P)
-    packed = from_published(weight)
-    matrix = packed.new_matrix(_core.BufferPool(1 << 16))
+    matrix = weight.new_matrix(_core.BufferPool(1 << 16))
     for begin in range(0, 48, 16):
         weight.rows(begin, begin + 16).pack(matrix, begin)
-    assert (matrix.encoding, matrix.bytes) == (weight.layout, packed.packed_bytes)
+    assert (matrix.encoding, matrix.bytes) == (weight.layout, weight.packed_bytes)
     values = np.stack([matrix.read_row(row) for row in range(48)])
     # fp32 arithmetic, and tables in steps of their largest magnitude / 32512.
     slack = np.abs(weight.floats()).max() * (2**-22 if weight.table is None else 1 / 32512)

@@ -11,7 +11,7 @@ import pytest
 import published_files as files
 import published_models
 from cpuinfer import loader
-from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedFormat, UnsupportedModel
+from cpuinfer.errors import CheckpointError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.published import reader
 from published_files import AWQ, BNB, FORMATS, GPTQ, HQQ, ROUND, MemoryTensors, P, compressed, example, numbers
 
@@ -32,14 +32,6 @@ def test_scales_that_fp16_does_not_hold_are_refused(scale, error, message):
     weight.rows(0, 17)
     with pytest.raises(error, match=message):
         weight.rows(16, 32)
-
-
-@pytest.mark.parametrize(("begin", "end"), [(-1, 2), (3, 2), (0, 49)])
-def test_rows_outside_the_weight_are_refused(begin, end):
-    codes, scales, zeros, _ = numbers(48, 64, 32, 4)
-    weight = reader(GPTQ)(MemoryTensors(files.gptq(P, codes, scales, zeros, 4)), P)
-    with pytest.raises(InvalidRequest, match=r"rows \[.*\), expected a range in \[0, 48\)"):
-        weight.rows(begin, end)
 
 
 def group_0(**options):

@@ -9,7 +9,8 @@ from pathlib import Path
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.loader import open_model
-from cpuinfer.weights import PANEL, Source, Weight
+from cpuinfer.weight import PANEL, Weight
+from cpuinfer.weights import Source
 
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""

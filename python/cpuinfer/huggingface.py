@@ -21,7 +21,8 @@ from cpuinfer.naming import arrange
 from cpuinfer.published import Reader, reader
 from cpuinfer.safetensors_folder import DTYPES, INDEX, SINGLE, SafetensorsFolder
 from cpuinfer.tokenizer import Tokenizer, chat_template
-from cpuinfer.weights import Source, Weight
+from cpuinfer.weight import Weight
+from cpuinfer.weights import Source
 
 CONFIG = "config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -241,9 +242,8 @@ def _stored(tensors: SafetensorsFolder, published: Reader | None, left_out: tupl
     if published is not None:
         prefixes = {name.rpartition(".")[0] for name in names}
         for prefix in sorted(prefix for prefix in prefixes if published.is_quantised(tensors, prefix)):
-            weight = published(tensors, prefix)
-            stored[prefix] = weights.from_published(weight)
-            packed.update(weight.tensor_names)
+            stored[prefix] = published(tensors, prefix)
+            packed.update(stored[prefix].tensor_names)
     for name in names:
         if name not in packed:
             stored[name.removesuffix(".weight")] = _plain(tensors, name)

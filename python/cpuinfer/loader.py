@@ -27,7 +27,8 @@ from cpuinfer.ops import Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.program import write_program
 from cpuinfer.safetensors_folder import INDEX, SINGLE
 from cpuinfer.store.packed import PackedCopy
-from cpuinfer.weights import PANEL, QUANTIZE, Source, Weight, same
+from cpuinfer.weight import PANEL, Weight
+from cpuinfer.weights import QUANTIZE, Source, same
 
 if TYPE_CHECKING:
     from cpuinfer import _core

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from cpuinfer.config import Config
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.models import OneRow, Split, Target, Transposed
-from cpuinfer.weights import Weight, joined, one_row, stacked, transposed
+from cpuinfer.weight import Weight
+from cpuinfer.weights import joined, one_row, stacked, transposed
 
 KINDS = ("weight", "bias")
 

@@ -1,4 +1,4 @@
-"""What the loader sees of a model's files: its configuration, and each weight by our name, however it is stored."""
+"""What the loader sees of a model's files, `Source`; and weights made of others: joined, transposed, rounded."""
 
 from __future__ import annotations
 
@@ -13,92 +13,13 @@ import numpy.typing as npt
 from cpuinfer import formats
 from cpuinfer.config import Config
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
-from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Layout, Rows, TableRows
-from cpuinfer.published import PublishedWeight
+from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Rows, TableRows
+from cpuinfer.weight import Weight
 
 if TYPE_CHECKING:
-    from cpuinfer import _core
     from cpuinfer.chat import ChatTemplate
     from cpuinfer.checkpoint import Checkpoint, TensorInfo
     from cpuinfer.tokenizer import Tokenizer
-
-PANEL = 16
-"""Rows of a packed panel; packing goes by whole panels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """One tensor of ours: what it is, and its rows in canonical form."""
-
-    name: str
-    """As the file calls it."""
-    shape: tuple[int, ...]
-    """(outputs, inputs), or (width,)."""
-    encoding: str
-    """How the file stores it: "Q4_K", "BF16", "GPTQ int4 g128"."""
-    layout: Layout
-    """How the kernels read it."""
-    file_bytes: int
-    rows: Callable[[int, int], Rows]
-    """(begin, end) -> canonical rows; several threads may ask at once."""
-    floats: Callable[[], npt.NDArray[np.float64]]
-    """() -> the values as the file means them, in the shape."""
-    zero: int = 0
-    has_zeros: bool = False
-    has_bias: bool = False
-    group: int = 32
-    table: npt.NDArray[np.float32] | None = None
-    input_order: npt.NDArray[np.int32] | None = None
-    """[inputs]: column i of `rows` is column input_order[i] of the weight; of experts [experts, inputs]."""
-    whole: bool = False
-    """Rows come from all of the stored tensor: better taken at once."""
-
-    @property
-    def is_float(self) -> bool:
-        """Whether the kernels multiply floats."""
-        return self.layout in {"f32", "f16", "bf16"}
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes when packed: the weight's own bits, rows padded to whole panels."""
-        if len(self.shape) == 1:
-            return self.shape[0] * 4
-        rows, k = -(-self.shape[0] // PANEL) * PANEL, self.shape[1]
-        scales = k // self.group * (2 + 2 * self.has_bias + self.has_zeros)
-        match self.layout:
-            case "f32" | "f16" | "bf16":
-                return rows * k * (4 if self.layout == "f32" else 2)
-            case "int8":
-                return rows * (k + scales)
-            case "int4" | "table4":
-                return rows * (k // 2 + scales)
-        form = formats.find(self.layout.upper())
-        return rows * k // form.elements * form.block_bytes
-
-    @property
-    def panel_bytes(self) -> int:
-        """Bytes of a packed panel of a matrix."""
-        return self.packed_bytes // -(-self.shape[0] // PANEL)
-
-    def new_matrix(
-        self, pool: _core.BufferPool, *, room: int = 0, beside: _core.PackedMatrix | None = None
-    ) -> _core.PackedMatrix:
-        """An empty packed matrix for this weight, with `room` bytes behind each panel, or in that of another."""
-        from cpuinfer import _core
-
-        return _core.PackedMatrix(
-            self.layout,
-            self.shape[0],
-            self.shape[1],
-            zero=self.zero,
-            has_bias=self.has_bias,
-            has_zeros=self.has_zeros,
-            group=self.group,
-            table=self.table,
-            pool=pool,
-            room=room,
-            beside=beside,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,25 +67,6 @@ def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:
     )
 
 
-def from_published(weight: PublishedWeight) -> Weight:
-    """A packed layer of a published checkpoint."""
-    return Weight(
-        name=weight.name,
-        shape=weight.shape,
-        encoding=weight.encoding,
-        layout=weight.layout,
-        file_bytes=weight.file_bytes,
-        rows=weight.rows,
-        floats=weight.floats,
-        zero=weight.zero,
-        has_zeros=weight.has_zeros,
-        has_bias=weight.has_bias,
-        group=weight.group,
-        table=weight.table,
-        input_order=weight.input_order,
-    )
-
-
 def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
     """Rows [begin, end) of several weights, one after another; of vectors, elements."""
     first = pieces[0][0]
@@ -187,6 +89,7 @@ def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
     return replace(
         first,
         shape=(count, first.shape[1]),
+        tensor_names=tuple(dict.fromkeys(name for w, _, _ in pieces for name in w.tensor_names)),
         file_bytes=sum(w.file_bytes * (end - begin) // w.shape[0] for w, begin, end in pieces),
         rows=rows,
         floats=lambda: np.concatenate([w.floats()[begin:end] for w, begin, end in pieces]),

@@ -13,9 +13,9 @@ from typing import Any
 
 from cpuinfer.errors import CheckpointError, UnsupportedFormat
 from cpuinfer.published.tensors import Tensors
-from cpuinfer.published.weight import PublishedWeight
+from cpuinfer.weight import Weight
 
-__all__ = ["METHODS", "PublishedWeight", "Reader", "Tensors", "reader"]
+__all__ = ["METHODS", "Reader", "Tensors", "reader"]
 
 METHODS = {
     "gptq": "gptq",
@@ -41,13 +41,13 @@ class Reader:
         """Whether a layer ("model.layers.0.self_attn.q_proj") is packed; others are floats, read as any are."""
         return prefix + self.module.PACKED in tensors.names()
 
-    def __call__(self, tensors: Tensors, prefix: str, shape: tuple[int, int] | None = None) -> PublishedWeight:
+    def __call__(self, tensors: Tensors, prefix: str, shape: tuple[int, int] | None = None) -> Weight:
         """The weight of a packed layer, which must be of shape (n, k) where that is given.
 
         Raises CheckpointError for tensors that are missing or do not fit each other, UnsupportedFormat for what is
         sound but not read here.
         """
-        weight: PublishedWeight = self.module.open_linear(tensors, prefix, self.quantization, shape)
+        weight: Weight = self.module.open_linear(tensors, prefix, self.quantization, shape)
         return weight
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cpuinfer.errors import UnsupportedFormat
 from cpuinfer.published import awq, gptq, options
 from cpuinfer.published.tensors import Tensors
-from cpuinfer.published.weight import PublishedWeight
+from cpuinfer.weight import Weight
 
 PACKED = ".qweight"
 METHOD = "AutoRound"
@@ -54,7 +54,7 @@ def check(quantization: Mapping[str, Any]) -> None:
 
 def open_linear(
     tensors: Tensors, prefix: str, quantization: Mapping[str, Any], shape: tuple[int, int] | None = None
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     own = _of_layer(quantization, prefix)
     packed = _packing(own)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.published import options, packing
 from cpuinfer.published.tensors import FLOATS, Kept, Tensors, expect, halved, stored_bytes, weight_shape, widened
-from cpuinfer.published.weight import PublishedWeight, label
+from cpuinfer.weight import Weight
 
 PACKED = ".qweight"
 NIBBLE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -42,7 +42,7 @@ def open_linear(
     shape: tuple[int, int] | None = None,
     *,
     method: str = "AWQ",
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     group = scheme(quantization, method)
     names = qweight, scales, qzeros = f"{prefix}.qweight", f"{prefix}.scales", f"{prefix}.qzeros"
@@ -54,7 +54,7 @@ def open_linear(
     groups = packing.contiguous(k, group)
     kept = Kept(tensors, names, n)
 
-    def decode(begin: int, end: int) -> IntegerRows:
+    def rows(begin: int, end: int) -> IntegerRows:
         held = kept.take(end - begin)
         scale = halved(widened(held[scales][:, begin:end]).T[:, groups.source], scales)
         zeros = _outputs(held[qzeros], begin, end).T[:, groups.source]
@@ -71,16 +71,16 @@ def open_linear(
         values: npt.NDArray[np.float64] = ((codes - zeros[groups.index]) * scale).T
         return values
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
-        encoding=label(method, 4, group),
+        encoding=options.label(method, 4, group),
         shape=(n, k),
         layout="int4",
         group=groups.size,
         has_zeros=True,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )
 

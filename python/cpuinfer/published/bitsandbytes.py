@@ -23,7 +23,7 @@ from cpuinfer.errors import CheckpointError, UnsupportedFormat
 from cpuinfer.formats.canonical import TableRows
 from cpuinfer.published import options
 from cpuinfer.published.tensors import ITEM_BYTES, Tensors, expect, halved, stored_bytes, weight_shape
-from cpuinfer.published.weight import PublishedWeight
+from cpuinfer.weight import Weight
 
 PACKED = ".weight.absmax"
 METHOD = "bitsandbytes"
@@ -82,7 +82,7 @@ def _state(tensors: Tensors, weight: str) -> tuple[State, str]:
 
 def open_linear(
     tensors: Tensors, prefix: str, quantization: Mapping[str, Any], shape: tuple[int, int] | None = None
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     check(quantization)
     weight = f"{prefix}.weight"
@@ -117,7 +117,7 @@ def open_linear(
         scale: npt.NDArray[np.float32] = tensors.read(nested_map)[stored] * outer + np.float32(s.nested_offset)
         return scale
 
-    def decode(begin: int, end: int) -> TableRows:
+    def rows(begin: int, end: int) -> TableRows:
         pairs = tensors.read_rows(weight, begin * k // 2 // item_bytes, end * k // 2 // item_bytes)
         pairs = np.ascontiguousarray(pairs).view(np.uint8).reshape(end - begin, k // 2)
         codes = np.empty((end - begin, k // 2, 2), np.uint8)
@@ -133,7 +133,7 @@ def open_linear(
         values = table.astype(np.float64)[np.stack([pairs >> 4, pairs & 15], axis=1).reshape(-1)]
         return (values * np.repeat(scales(0, blocks).astype(np.float64), s.blocksize)[: n * k]).reshape(n, k)
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
         encoding=f"{METHOD} {s.type.upper()} g{s.blocksize}{' double' if s.nested_blocksize else ''}",
         shape=(n, k),
@@ -142,6 +142,6 @@ def open_linear(
         table=table,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )

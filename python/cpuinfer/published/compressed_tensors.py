@@ -19,7 +19,7 @@ from cpuinfer.errors import CheckpointError, UnsupportedFormat
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.published import options, packing
 from cpuinfer.published.tensors import FLOATS, Tensors, expect, halved, stored_bytes, weight_shape, widened
-from cpuinfer.published.weight import PublishedWeight, label
+from cpuinfer.weight import Weight
 
 PACKED = ".weight_packed"
 METHOD = "compressed-tensors"
@@ -79,13 +79,13 @@ def check(quantization: Mapping[str, Any]) -> None:
 
 def open_linear(
     tensors: Tensors, prefix: str, quantization: Mapping[str, Any], shape: tuple[int, int] | None = None
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
     packed, scales, zero_point, g_idx, shape_name = (f"{prefix}.{part}" for part in parts)
     expect(tensors, shape_name, ("I64", "I32"), (2,))
-    rows, columns = tensors.read(shape_name).tolist()
-    n, k = weight_shape(shape_name, (rows, columns), shape)
+    n, k = tensors.read(shape_name).tolist()
+    n, k = weight_shape(shape_name, (n, k), shape)
     has_zeros = zero_point in tensors.names()
     s = _fitting(tensors, packed, scales, schemes(quantization), (n, k), has_zeros=has_zeros)
     count = packing.count_groups(k, s.group)
@@ -110,7 +110,7 @@ def open_linear(
         codes: npt.NDArray[np.uint8] = packing.unpack_columns(words.T, begin, end, s.bits).T
         return codes
 
-    def decode(begin: int, end: int) -> IntegerRows:
+    def rows(begin: int, end: int) -> IntegerRows:
         # The last word of a row is full: k is a multiple of 32.
         codes = groups.arrange(packing.unpack(tensors.read_rows(packed, begin, end), s.bits))
         scale = halved(widened(tensors.read_rows(scales, begin, end))[:, groups.source], scales)
@@ -133,9 +133,9 @@ def open_linear(
         values: npt.NDArray[np.float64] = scale * (codes - zeros)
         return values
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
-        encoding=label(METHOD, s.bits, s.group, ordered=groups.order is not None),
+        encoding=options.label(METHOD, s.bits, s.group, ordered=groups.order is not None),
         shape=(n, k),
         layout="int4" if s.bits == 4 else "int8",
         group=groups.size,
@@ -144,7 +144,7 @@ def open_linear(
         input_order=groups.order,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )
 

@@ -20,7 +20,7 @@ from cpuinfer.errors import UnsupportedFormat
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.published import options, packing
 from cpuinfer.published.tensors import FLOATS, Kept, Tensors, expect, halved, stored_bytes, weight_shape, widened
-from cpuinfer.published.weight import PublishedWeight, label
+from cpuinfer.weight import Weight
 
 PACKED = ".qweight"
 FORMATS = {"gptq": 1, "gptq_v2": 0}
@@ -73,7 +73,7 @@ def open_linear(
     shape: tuple[int, int] | None = None,
     *,
     method: str = "GPTQ",
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     s = scheme(quantization, method)
     qweight, scales, qzeros, g_idx = (f"{prefix}.{part}" for part in ("qweight", "scales", "qzeros", "g_idx"))
@@ -88,7 +88,7 @@ def open_linear(
     names = tuple(name for name in (qweight, scales, qzeros, g_idx) if name in tensors.names())
     kept = Kept(tensors, (qweight, scales) if s.sym else (qweight, scales, qzeros), n)
 
-    def decode(begin: int, end: int) -> IntegerRows:
+    def rows(begin: int, end: int) -> IntegerRows:
         held = kept.take(end - begin)
         codes = groups.arrange(packing.unpack(held[qweight][:, begin:end].T, s.bits))
         scale = halved(widened(held[scales][:, begin:end]).T[:, groups.source], scales)
@@ -111,9 +111,9 @@ def open_linear(
         values: npt.NDArray[np.float64] = (scale * (codes - zeros)).T
         return values
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
-        encoding=label(method, s.bits, s.group, ordered=groups.order is not None),
+        encoding=options.label(method, s.bits, s.group, ordered=groups.order is not None),
         shape=(n, k),
         layout="int4" if s.bits == 4 else "int8",
         group=groups.size,
@@ -122,7 +122,7 @@ def open_linear(
         input_order=groups.order,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )
 

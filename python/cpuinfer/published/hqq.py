@@ -16,7 +16,7 @@ from cpuinfer.errors import CheckpointError, UnsupportedFormat
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.published import options
 from cpuinfer.published.tensors import FLOATS, Tensors, expect, halved, number, stored_bytes, weight_shape, widened
-from cpuinfer.published.weight import PublishedWeight, label
+from cpuinfer.weight import Weight
 
 PACKED = ".W_q"
 METHOD = "HQQ"
@@ -62,14 +62,14 @@ def _bits(tensors: Tensors, prefix: str) -> int:
 
 def open_linear(
     tensors: Tensors, prefix: str, quantization: Mapping[str, Any], shape: tuple[int, int] | None = None
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     check(quantization)
     bits = _bits(tensors, prefix)
     codes_name, scale_name, zero_name = f"{prefix}.W_q", f"{prefix}.scale", f"{prefix}.zero"
     expect(tensors, f"{prefix}.shape", ("I64", "I32"), (2,))
-    rows, columns = tensors.read(f"{prefix}.shape").tolist()
-    n, k = weight_shape(f"{prefix}.shape", (rows, columns), shape)
+    n, k = tensors.read(f"{prefix}.shape").tolist()
+    n, k = weight_shape(f"{prefix}.shape", (n, k), shape)
     group = options.group_size(METHOD, number(tensors, f"{prefix}.group_size"))
     if group == -1 or k % group:
         raise UnsupportedFormat(f"{prefix}: groups of {group} in rows of {k} are not supported: they share rows")
@@ -95,7 +95,7 @@ def open_linear(
         low = tensors.read_rows(codes_name, max(first - half, 0), max(last - half, 0)) & 15
         return np.concatenate([high, low])
 
-    def decode(begin: int, end: int) -> IntegerRows:
+    def rows(begin: int, end: int) -> IntegerRows:
         first, last = begin * k // group, end * k // group
         codes = codes_of(first, last).reshape(-1, k)
         scale, zero = (
@@ -115,9 +115,9 @@ def open_linear(
         scale, zeros = (widened(tensors.read(name)).astype(np.float64) for name in (scale_name, zero_name))
         return np.multiply(codes - zeros, scale).reshape(n, k)
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
-        encoding=label(METHOD, bits, group),
+        encoding=options.label(METHOD, bits, group),
         shape=(n, k),
         layout="int4" if bits == 4 else "int8",
         group=group,
@@ -125,6 +125,6 @@ def open_linear(
         has_bias=not whole,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )

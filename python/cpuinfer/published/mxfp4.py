@@ -18,7 +18,7 @@ from cpuinfer.errors import CheckpointError
 from cpuinfer.formats import mxfp4
 from cpuinfer.formats.canonical import BlockRows
 from cpuinfer.published.tensors import Tensors, expect, stored_bytes, weight_shape
-from cpuinfer.published.weight import PublishedWeight
+from cpuinfer.weight import Weight
 
 PACKED = "_blocks"
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -33,7 +33,7 @@ def check(quantization: Mapping[str, Any]) -> None:
 
 def open_linear(
     tensors: Tensors, prefix: str, quantization: Mapping[str, Any], shape: tuple[int, int] | None = None
-) -> PublishedWeight:
+) -> Weight:
     """The weight of a layer, its tensors checked against each other."""
     check(quantization)
     names = blocks, scales = f"{prefix}_blocks", f"{prefix}_scales"
@@ -51,7 +51,7 @@ def open_linear(
         values = values.reshape(-1, *found[len(outer) : len(tensors.shape(name))])
         return np.asarray(values[begin - first * matrix_rows : end - first * matrix_rows], np.uint8)
 
-    def decode(begin: int, end: int) -> BlockRows:
+    def rows(begin: int, end: int) -> BlockRows:
         exponent = read(scales, begin, end)
         if exponent.size and (most := int(exponent.max())) > MOST_EXPONENT:
             raise CheckpointError(f"{scales}: {most}, expected at most {MOST_EXPONENT}")
@@ -70,7 +70,7 @@ def open_linear(
         scaled: npt.NDArray[np.float64] = np.ldexp(values, exponent)
         return scaled.reshape(n, k)
 
-    return PublishedWeight(
+    return Weight(
         name=prefix,
         encoding="MXFP4",
         shape=(n, k),
@@ -78,6 +78,6 @@ def open_linear(
         group=32,
         tensor_names=names,
         file_bytes=stored_bytes(tensors, names),
-        decode=decode,
+        rows=rows,
         floats=floats,
     )

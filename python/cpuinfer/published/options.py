@@ -58,3 +58,9 @@ def group_size(method: str, group: int) -> int:
     if group != -1 and (group < 32 or group % 32):
         raise UnsupportedFormat(f"{method}: group_size {group} is not supported; supported are -1 and multiples of 32")
     return group
+
+
+def label(method: str, bits: int, group: int, *, ordered: bool = False) -> str:
+    """ "GPTQ int4 g128", "GPTQ int4 per row", "GPTQ int4 g128 act-order"."""
+    size = "per row" if group == -1 else f"g{group}"
+    return f"{method} int{bits} {size}{' act-order' if ordered else ''}"
