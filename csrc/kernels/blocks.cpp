@@ -37,34 +37,9 @@ constexpr BlockField kIq3SFields[] = {{110, 110}};
 constexpr BlockField kIq1SFields[] = {{50, 50}};
 constexpr BlockField kIq1MFields[] = {{56, 56}};
 
-constexpr const char* name_of(Encoding encoding) {
-  switch (encoding) {
-    case Encoding::kQ5_0: return "q5_0";
-    case Encoding::kQ5_1: return "q5_1";
-    case Encoding::kQ2K: return "q2_k";
-    case Encoding::kQ3K: return "q3_k";
-    case Encoding::kQ4K: return "q4_k";
-    case Encoding::kQ5K: return "q5_k";
-    case Encoding::kQ6K: return "q6_k";
-    case Encoding::kIq4Nl: return "iq4_nl";
-    case Encoding::kIq4Xs: return "iq4_xs";
-    case Encoding::kMxfp4: return "mxfp4";
-    case Encoding::kTq1_0: return "tq1_0";
-    case Encoding::kTq2_0: return "tq2_0";
-    case Encoding::kIq2Xxs: return "iq2_xxs";
-    case Encoding::kIq2Xs: return "iq2_xs";
-    case Encoding::kIq2S: return "iq2_s";
-    case Encoding::kIq3Xxs: return "iq3_xxs";
-    case Encoding::kIq3S: return "iq3_s";
-    case Encoding::kIq1S: return "iq1_s";
-    case Encoding::kIq1M: return "iq1_m";
-    default: return nullptr;
-  }
-}
-
 constexpr BlockLayout kLayouts[] = {
-#define CPUINFER_LAYOUT(encoding, Unpacked) \
-  {Encoding::encoding, name_of(Encoding::encoding), Unpacked::kInputs, Unpacked::kBytes, encoding##Fields},
+#define CPUINFER_LAYOUT(encoding, Unpacked, name) \
+  {Encoding::encoding, name, Unpacked::kInputs, Unpacked::kBytes, encoding##Fields},
     CPUINFER_BLOCK_ENCODINGS(CPUINFER_LAYOUT)
 #undef CPUINFER_LAYOUT
 };
@@ -111,7 +86,7 @@ void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, 
 
 void read_blocks(const BlockLayout& layout, const uint8_t* panel, int64_t blocks, int64_t lane, float* out) noexcept {
   switch (layout.encoding) {
-#define CPUINFER_READ(encoding, Unpacked) \
+#define CPUINFER_READ(encoding, Unpacked, name) \
   case Encoding::encoding: return read_row<Unpacked>(panel, blocks, lane, out);
     CPUINFER_BLOCK_ENCODINGS(CPUINFER_READ)
 #undef CPUINFER_READ

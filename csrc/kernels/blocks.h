@@ -6,28 +6,28 @@
 
 #include "kernels/kernels.h"
 
-// X(Encoding member, the type that unpacks it), for all of them.
+// X(Encoding member, the type that unpacks it, GGUF's name in lower case), for all of them.
 // clang-format off
 #define CPUINFER_BLOCK_ENCODINGS(X) \
-  X(kQ5_0, Q5_0) \
-  X(kQ5_1, Q5_1) \
-  X(kQ2K, Q2K) \
-  X(kQ3K, Q3K) \
-  X(kQ4K, Q4K) \
-  X(kQ5K, Q5K) \
-  X(kQ6K, Q6K) \
-  X(kIq4Nl, Iq4Nl) \
-  X(kIq4Xs, Iq4Xs) \
-  X(kMxfp4, Mxfp4) \
-  X(kTq1_0, Tq1_0) \
-  X(kTq2_0, Tq2_0) \
-  X(kIq2Xxs, Iq2Xxs) \
-  X(kIq2Xs, Iq2Xs) \
-  X(kIq2S, Iq2S) \
-  X(kIq3Xxs, Iq3Xxs) \
-  X(kIq3S, Iq3S) \
-  X(kIq1S, Iq1S) \
-  X(kIq1M, Iq1M)
+  X(kQ5_0, Q5_0, "q5_0") \
+  X(kQ5_1, Q5_1, "q5_1") \
+  X(kQ2K, Q2K, "q2_k") \
+  X(kQ3K, Q3K, "q3_k") \
+  X(kQ4K, Q4K, "q4_k") \
+  X(kQ5K, Q5K, "q5_k") \
+  X(kQ6K, Q6K, "q6_k") \
+  X(kIq4Nl, Iq4Nl, "iq4_nl") \
+  X(kIq4Xs, Iq4Xs, "iq4_xs") \
+  X(kMxfp4, Mxfp4, "mxfp4") \
+  X(kTq1_0, Tq1_0, "tq1_0") \
+  X(kTq2_0, Tq2_0, "tq2_0") \
+  X(kIq2Xxs, Iq2Xxs, "iq2_xxs") \
+  X(kIq2Xs, Iq2Xs, "iq2_xs") \
+  X(kIq2S, Iq2S, "iq2_s") \
+  X(kIq3Xxs, Iq3Xxs, "iq3_xxs") \
+  X(kIq3S, Iq3S, "iq3_s") \
+  X(kIq1S, Iq1S, "iq1_s") \
+  X(kIq1M, Iq1M, "iq1_m")
 // clang-format on
 
 namespace cpuinfer {
@@ -40,8 +40,8 @@ struct BlockField {
 
 struct BlockLayout {
   Encoding encoding;
-  const char* name;  // GGUF's, in lower case
-  int inputs;        // of a row's block
+  const char* name;
+  int inputs;  // of a row's block
   int bytes;
   std::span<const BlockField> fields;
 };

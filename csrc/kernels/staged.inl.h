@@ -227,7 +227,7 @@ void gemm(const Gemm& g) {
     case Encoding::kBF16: return float_panels<BFloatBits>(g);
     case Encoding::kF32: return float_panels<float>(g);
     case Encoding::kTable4: return table_panels(g);
-#define CPUINFER_STAGED(encoding, Unpacked) \
+#define CPUINFER_STAGED(encoding, Unpacked, name) \
   case Encoding::encoding: return staged_panels<Unpacked>(g);
       CPUINFER_BLOCK_ENCODINGS(CPUINFER_STAGED)
 #undef CPUINFER_STAGED

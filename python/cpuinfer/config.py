@@ -9,9 +9,13 @@ from typing import Literal
 
 from cpuinfer.errors import UnsupportedModel
 
+MOST_SIZE = 1 << 20
+"""No size in a real model's configuration comes near this; beyond it a file is damaged or hostile."""
+MOST_CONTEXT = 1 << 30
+"""The same of positions."""
+
 RopeLayout = Literal["interleaved", "halves"]
 """Pairs of a head that turn together: (2 i, 2 i + 1), or (i, i + pairs)."""
-
 
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 """max(z, 0); z / (1 + exp(-z)); z (1 + erf(z / sqrt 2)) / 2; its approximation by tanh (arXiv 1606.08415)."""

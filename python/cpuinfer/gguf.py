@@ -14,16 +14,13 @@ import numpy as np
 from cpuinfer import models
 from cpuinfer.chat import ChatTemplate
 from cpuinfer.checkpoint import Checkpoint, open_checkpoint
-from cpuinfer.config import Config, Rope
+from cpuinfer.config import MOST_CONTEXT, MOST_SIZE, Config, Rope
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.models import Architecture, Option
 from cpuinfer.naming import arrange
 from cpuinfer.rope import Positions, scaled
 from cpuinfer.tokenizer import Tokenizer
 from cpuinfer.weights import Source, from_checkpoint
-
-MOST_SIZE = 1 << 20
-"""No size in a real model's hyper-parameters comes near this; beyond it a file is damaged or hostile."""
 
 ROPE_FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_TENSORS = (ROPE_FACTORS, LONG, SHORT)
@@ -125,7 +122,7 @@ def read_config(checkpoint: Checkpoint, architecture: Architecture, context: int
         raise checkpoint.error("tensor token_embd.weight", "missing or not a matrix")
     if embedding.shape[1] != hidden:
         raise checkpoint.error("tensor token_embd.weight", f"shape {embedding.shape}, expected (*, {hidden})")
-    trained = checkpoint.require(f"{arch}.context_length", int, minimum=1, maximum=1 << 30)
+    trained = checkpoint.require(f"{arch}.context_length", int, minimum=1, maximum=MOST_CONTEXT)
     return Config(
         model_type=architecture.model_type,
         name=checkpoint.optional("general.name", str, ""),
@@ -183,7 +180,7 @@ def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int
     older = checkpoint.optional(f"{arch}.rope.scale_linear", float, 1.0, minimum=0.0, maximum=1e12)
     factor = _scaling(checkpoint, arch, "factor", older) or 1.0
     original = checkpoint.optional(
-        f"{arch}.rope.scaling.original_context_length", int, positions.trained, minimum=1, maximum=1 << 30
+        f"{arch}.rope.scaling.original_context_length", int, positions.trained, minimum=1, maximum=MOST_CONTEXT
     )
     scaling: dict[str, object] = {"rope_type": kind, "original_max_position_embeddings": original}
     if long:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cpuinfer import models, rope, weights
 from cpuinfer.chat import ChatTemplate
-from cpuinfer.config import Config, Rope
+from cpuinfer.config import MOST_CONTEXT, MOST_SIZE, Config, Rope
 from cpuinfer.errors import CheckpointError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows, Rows
 from cpuinfer.models import Architecture, Json, RopeKeys
@@ -27,8 +27,6 @@ from cpuinfer.weights import Source
 CONFIG = "config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 """What PEFT adds to a model, and transformers takes along."""
-MOST_SIZE = 1 << 20
-"""No size in a real model's configuration comes near this; beyond it a file is damaged or hostile."""
 MOST_CONFIG = 10 << 20
 """Bytes of config.json."""
 DEFAULT_QUANTIZE = "int4"
@@ -138,14 +136,11 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
     def size(field: str, default: int | None = None) -> int:
         value = get(field)
         value = default if value is None else value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not 1 <= value <= 1 << (30 if field == "context" else 20)
-        ):
+        most = MOST_CONTEXT if field == "context" else MOST_SIZE
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             key = {**_KEYS, **architecture.hf_keys}[field]
             named = key if isinstance(key, str) else field
-            raise UnsupportedModel(f"{CONFIG}: {named} is {value!r}, expected an integer from 1 on")
+            raise UnsupportedModel(f"{CONFIG}: {named} is {value!r}, expected an integer from 1 to {most}")
         return value
 
     if settings.get("is_causal") is False:

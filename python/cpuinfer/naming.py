@@ -11,8 +11,6 @@ from cpuinfer.models import OneRow, Split, Target, Transposed
 from cpuinfer.weight import Weight
 from cpuinfer.weights import joined, one_row, stacked, transposed
 
-KINDS = ("weight", "bias")
-
 
 def arrange(stored: Mapping[str, Weight], names: Mapping[str, Target], config: Config) -> dict[str, Weight]:
     """Our name -> weight, for all tensors of a file.
