@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import warnings
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from cpuinfer import store
 from cpuinfer.cli import main, show
 from cpuinfer.cli import run as run_command
+from cpuinfer.cli.terminal import progress
 from test_cli import DESCRIPTION, Terminal
 
 ROOT = str(Path(__file__).parents[1] / "python")
@@ -144,3 +149,15 @@ def test_a_narrow_terminal_folds_the_names_of_tensors_alone(monkeypatch: pytest.
     rows = [" ".join(line.split()) for line in lines]
     assert any(row.endswith("Q4_1 int4 30 576 x 576 5.000 5.000 6.2") for row in rows)
     assert "kind encoding layout count shape bits packed MB" in rows
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(40, 39), (0, 60)], ids=["narrow", "unknown"])
+def test_progress_stays_on_one_row_of_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, shown: int) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    monkeypatch.setenv("NO_COLOR", "1")
+    with os.fdopen(ours, "rb", buffering=0) as read, os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress("x" * 60)
+        written = read.read(200).decode()
+    assert len(written.removeprefix("\r\x1b[K")) == shown

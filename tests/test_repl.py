@@ -132,6 +132,17 @@ def test_show_and_help_say_what_there_is() -> None:
     assert chat.enter("/help") == chat.enter("/?")
 
 
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    assert max(len(line) for line in Chat().enter("/?").splitlines()) < 80
+
+
+def test_a_setting_without_a_value_is_called_what_set_takes() -> None:
+    chat = Chat()
+    assert chat.enter("/set max_tokens none") == "max_tokens is none\n"
+    assert chat.enter("/set system none") == "system is none\n"
+    assert chat.enter("/set system Be kind") == "system is Be kind\n"
+
+
 def test_bye_leaves() -> None:
     assert not Chat().conversation.enter("/bye")
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 QUOTES = '"""'
 
 HELP = f"""\
-/set NAME VALUE   temperature, top_k, top_p, min_p, seed, max_tokens, repeat_penalty or system; "none" takes it back
+/set NAME VALUE   temperature, top_k, top_p, min_p, seed, max_tokens,
+                  repeat_penalty or system; "none" is the default
 /show             the model and the settings
 /clear            forget the conversation
 /? or /help       this
-/bye              leave, as Ctrl-D does; within a message of several lines that drops it
+/bye              leave, as Ctrl-D does, which within a message of several
+                  lines drops that instead
 {QUOTES}               begins and ends a message of several lines
-Ctrl-C            stops the answer; what there is of it stays in the conversation"""
+Ctrl-C            stops the answer; what there is of it is remembered"""
 
 # Name in /set: field of SamplingParams, type.
 _SETTINGS: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -115,19 +117,19 @@ class Conversation:
         none = value.lower() == "none"
         if name == "system":
             self.system = None if none else value
-            return f"system is {self.system!r}"
+            return f"system is {_shown(self.system)}"
         field, kind = _SETTINGS[name]
         try:
             number = getattr(SamplingParams(), field) if none else sampling_value(field, kind, value)
         except InvalidRequest as error:
             raise InvalidRequest(f"{name} is {error}") from None
         self.params = replace(self.params, **{field: number})
-        return f"{name} is {number}"
+        return f"{name} is {_shown(number)}"
 
     def _show(self) -> str:
         rows: list[tuple[str, object]] = [("model", self._llm.path), ("context", self._llm.context)]
         rows += [("system", self.system), *((name, getattr(self.params, _SETTINGS[name][0])) for name in _SETTINGS)]
-        return "\n".join(f"{name:<15} {'none' if value is None else value}" for name, value in rows)
+        return "\n".join(f"{name:<15} {_shown(value)}" for name, value in rows)
 
     def _answer(self, message: str) -> None:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -164,6 +166,11 @@ class Conversation:
     def _say(self, text: str) -> None:
         self._output.write(text + "\n")
         self._output.flush()
+
+
+def _shown(value: object) -> object:
+    """A setting in the words that /set takes."""
+    return "none" if value is None else value
 
 
 def chat(llm: LLM, params: SamplingParams, *, system: str | None, stats: bool) -> int:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+UNKNOWN_COLUMNS = 80
+"""Of a terminal that does not tell its width."""
+
 
 def megabytes(size: int) -> str:
     """A size in MB of a million bytes."""
@@ -28,7 +31,10 @@ def dim(text: str, stream: TextIO) -> str:
 def progress(text: str) -> None:
     """A dim line on standard error, if that is a terminal, which the next one replaces; "" takes it away."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{dim(text, sys.stderr)}", end="", file=sys.stderr, flush=True)
+        # A longer line would wrap, and the next one replace its last row alone.
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or UNKNOWN_COLUMNS
+        shown = text if len(text) < columns else f"{text[: columns - 2]}\u2026"
+        print(f"\r\x1b[K{dim(shown, sys.stderr)}", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
