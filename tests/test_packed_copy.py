@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from cpuinfer import LLM, _core, loader, store
 from cpuinfer.cli import main
 from cpuinfer.errors import ModelNotFound
 from cpuinfer.store import packed
-from tiny_folder import tensors_of, write_folder
+from published_models import write_published_llama
+from tiny_folder import _write_tokenizer, tensors_of, write_folder
 from tiny_gguf import write_tiny_llama
 
 PROMPT = [5, 9, 30, 41]
@@ -79,6 +82,60 @@ def test_a_file_that_changed_is_packed_again_in_the_copy_s_place(
     assert len(copies(tmp_path)) == 1
 
 
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_packed_again(model: Path, tmp_path: Path) -> None:
+    logits(model)
+    times = model.stat().st_atime_ns, model.stat().st_mtime_ns
+    other = write_tiny_llama(tmp_path / "other.gguf", encoding="Q4_1", seed=1)
+    os.utime(other, ns=times)
+    other.replace(model)
+    assert model.stat().st_mtime_ns == times[1]
+    with LLM(model) as llm:
+        np.testing.assert_array_equal(logits(model), llm.logits(PROMPT))
+
+
+def test_a_configuration_that_changed_packs_again(tmp_path: Path) -> None:
+    write_published_llama(tmp_path, "gptq")
+    _write_tokenizer(tmp_path)
+    before = logits(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq_v2"  # zero points one less
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    after = logits(tmp_path)
+    assert not np.array_equal(after, before)
+    with LLM(tmp_path) as llm:
+        np.testing.assert_array_equal(llm.logits(PROMPT), after)
+
+
+@pytest.mark.parametrize("how", ["renamed over", "linked over", "gone"])
+def test_a_file_replaced_after_it_was_opened_leaves_no_copy(model: Path, tmp_path: Path, how: str) -> None:
+    link = tmp_path / "link.gguf"
+    link.symlink_to(model)
+    other = write_tiny_llama(tmp_path / "other.gguf", encoding="Q4_1", seed=1)
+    blueprint = loader.open_model(link)
+    time.sleep(0.02)  # longer than the clock of file systems takes to advance
+    if how == "renamed over":
+        other.replace(model)
+    elif how == "linked over":
+        (tmp_path / "new").symlink_to(other)
+        (tmp_path / "new").replace(link)
+    else:
+        model.unlink()
+    loader.load_program(blueprint, threads=1, cache_packed=True)
+    assert not (tmp_path / "cache" / "packed").exists()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a" * 250, b"two\nlines \x1b[2J"])
+def test_a_model_of_any_name_has_a_copy_whose_name_can_be_printed_and_typed(
+    model: Path, packings: list[Path], tmp_path: Path, name: bytes
+) -> None:
+    named = model.rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".gguf"))
+    np.testing.assert_array_equal(logits(named), logits(named))
+    assert len(packings) == 1
+    (copy,) = copies(tmp_path)
+    assert copy.name.isascii()
+    assert copy.name.isprintable()
+
+
 def test_each_choice_of_encodings_has_a_copy_of_its_own(packings: list[Path], tmp_path: Path) -> None:
     floats = write_tiny_llama(tmp_path / "floats.gguf", encoding="F32", embedding="F32")
     folder = write_folder(tmp_path / "folder", tensors_of(floats))
@@ -100,6 +157,15 @@ def test_a_copy_that_is_not_whole_is_made_again(model: Path, packings: list[Path
     np.testing.assert_array_equal(logits(model), expected)
     assert len(packings) == 2
     assert copy.read_bytes() == good
+
+
+def test_a_pipe_in_the_place_of_a_copy_is_not_waited_for(model: Path, tmp_path: Path) -> None:
+    expected = logits(model)
+    (copy,) = copies(tmp_path)
+    copy.unlink()
+    os.mkfifo(copy)
+    np.testing.assert_array_equal(logits(model), expected)
+    assert copy.is_file()
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning_and_the_model_runs(
@@ -143,7 +209,7 @@ def test_another_version_of_the_code_packs_again(
     model: Path, packings: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     logits(model)
-    monkeypatch.setattr(packed, "_code_changed", lambda: 0)
+    monkeypatch.setattr(packed, "_code", lambda: "other")
     logits(model)
     assert len(packings) == 2
     assert len(copies(tmp_path)) == 1

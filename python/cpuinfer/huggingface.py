@@ -80,7 +80,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     return Source(
         path=path,
         kind="safetensors",
-        files=tensors.files,
+        files=(path / CONFIG, *tensors.files),
         size_bytes=tensors.size_bytes,
         config=config,
         weights=ours,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +48,8 @@ class Blueprint:
     source: Source
     graph: Graph
     logits: Value
+    opened: int
+    """When, in nanoseconds, before any of the files was looked at."""
 
     @property
     def config(self) -> Config:
@@ -68,7 +72,7 @@ def open_model(path: str | Path, *, context: int | None = None, quantize: str | 
     `quantize`: what float weights of a folder become: int4 (None), int8, nf4, or none to stay as they are.
     Raises CheckpointError for a damaged file, UnsupportedModel or UnsupportedFormat, all naming the file.
     """
-    path = Path(path)
+    path, opened = Path(path), time.time_ns()
     if quantize is not None and quantize not in QUANTIZE:
         raise InvalidRequest(f"quantize: {quantize!r}, expected one of {', '.join(QUANTIZE)}")
     try:
@@ -81,7 +85,7 @@ def open_model(path: str | Path, *, context: int | None = None, quantize: str | 
             raise UnsupportedModel(f"tensor {name} has no place in the model ({len(unused)} such)")
     except (CheckpointError, UnsupportedModel, UnsupportedFormat) as error:
         raise _of(path, error) from None
-    return Blueprint(source, graph, logits)
+    return Blueprint(source, graph, logits, opened)
 
 
 def _open_source(path: Path, context: int | None, quantize: str | None) -> Source:
@@ -117,7 +121,7 @@ def load_program(blueprint: Blueprint, *, threads: int, cache_packed: bool = Fal
         room = used[partners[name]].panel_bytes if name in partners else 0
         matrices[name] = weight.new_matrix(pool, room=room, beside=matrices.get(beside.get(name, "")))
         tasks.extend(_packing_tasks(weight, matrices[name]))
-    copy = _packed_copy(blueprint.source, used) if cache_packed else None
+    copy = _packed_copy(blueprint, used) if cache_packed else None
     if copy is None or not copy.read(memoryview(pool), threads):
         _pack(blueprint.source, tasks, threads)
         if copy is not None:
@@ -143,9 +147,13 @@ def _of(path: Path, error: CpuInferError) -> CpuInferError:
     return error if str(error).startswith(begins) else type(error)(f"{path}: {error}")
 
 
-def _packed_copy(source: Source, used: Mapping[str, Weight]) -> PackedCopy:
+def _packed_copy(blueprint: Blueprint, used: Mapping[str, Weight]) -> PackedCopy | None:
+    """None if the files changed since they were opened: what is read then may not be what their names stand for."""
     choice = [[name, weight.encoding, weight.layout, *weight.shape] for name, weight in used.items()]
-    return PackedCopy(source.path, source.files, choice)
+    with suppress(OSError):  # a file that is gone
+        copy = PackedCopy(blueprint.source.path, blueprint.source.files, choice)
+        return copy if copy.changed <= blueprint.opened else None
+    return None
 
 
 def _keep(copy: PackedCopy, memory: memoryview) -> None:

@@ -30,6 +30,7 @@ class Source:
     kind: str
     """"GGUF" or "safetensors"."""
     files: tuple[Path, ...]
+    """All that decides the weights."""
     size_bytes: int
     config: Config
     weights: Mapping[str, Weight]

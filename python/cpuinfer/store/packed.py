@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from cpuinfer.errors import ModelNotFound
@@ -20,21 +22,31 @@ PREFIX = "packed:"
 PAGE = 4096
 PIECE = 1 << 24
 """Bytes read or written at a time."""
+MOST_LABEL = 100
+"""Characters that a copy's name has of its model's."""
 
 
 class PackedCopy:
     """The copy of one model under one choice of encodings: a header that says what it was made of, then the bytes."""
 
     def __init__(self, source: Path, files: Sequence[Path], choice: object) -> None:
-        """`files`: all that the weights come from.  `choice`: of JSON values, whatever else decides the bytes."""
-        place = f"{source.resolve()}\0{json.dumps(choice)}"
-        self.path = packed_folder() / f"{source.stem}-{hashlib.sha256(place.encode()).hexdigest()[:16]}{SUFFIX}"
-        self._header = _header(source, files, choice)
+        """`files`: all that the weights come from.  `choice`: of JSON values, whatever else decides the bytes.
+
+        Raises OSError for a file that is gone.
+        """
+        place = os.fsencode(f"{source.resolve()}\0{json.dumps(choice)}")
+        self.path = packed_folder() / f"{_label(source)}-{hashlib.sha256(place).hexdigest()[:16]}{SUFFIX}"
+        found = [(path.resolve(), path.stat()) for path in files]
+        self.changed = max(status.st_ctime_ns for path in files for status in (path.stat(), path.lstat()))
+        """When the last of the files, or of the links to them, was written, replaced or renamed."""
+        # Beside the time of writing, which tools set as they like, that of the change, which only the system sets.
+        stamps = [(str(path), each.st_size, each.st_mtime_ns, each.st_ctime_ns) for path, each in found]
+        self._header = _header({"source": str(source.resolve()), "files": stamps, "choice": choice, "code": _code()})
 
     def read(self, memory: memoryview, threads: int) -> bool:
         """Fill `memory` from the copy; False, and any content, if there is none of these very files."""
         with suppress(OSError):
-            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no size
             try:
                 return self._read(file, memory, threads)
             finally:
@@ -91,19 +103,22 @@ def _write(file: int, data: memoryview) -> None:
         data = data[os.write(file, data) :]
 
 
-def _header(source: Path, files: Sequence[Path], choice: object) -> bytes:
-    """Whole pages of JSON.  Files are told apart by size and time."""
-    facts = {
-        "source": str(source.resolve()),
-        "files": [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
-        "choice": choice,
-        "code": _code_changed(),
-    }
+def _label(source: Path) -> str:
+    """Of the model's name, what any file system and terminal takes."""
+    return re.sub("[^A-Za-z0-9._-]", "_", source.stem)[:MOST_LABEL]
+
+
+def _header(facts: Mapping[str, object]) -> bytes:
+    """Whole pages of JSON."""
     text = json.dumps(facts).encode()
     return text + b" " * (-(len(text) + 1) % PAGE) + b"\n"
 
 
-def _code_changed() -> int:
-    """When the newest of this package's files was written: the layout may be another with each version or build."""
+@cache
+def _code() -> str:
+    """A hash of this package: the layout may be another with each version or build, and installers set times."""
     package = Path(__file__).parent.parent
-    return max(path.stat().st_mtime_ns for path in package.rglob("*") if path.suffix in {".py", ".so"})
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in {".py", ".so"}):
+        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
