@@ -195,6 +195,18 @@ def test_cancel_from_another_thread_ends_a_generation_with_its_text_so_far(llm: 
     assert llm.generate("Why", GREEDY).finish_reason == "length"
 
 
+@pytest.mark.parametrize("method", ["score", "logits"])
+def test_scores_and_logits_that_are_cancelled_are_an_error_and_never_fewer_than_there_are_tokens(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    engine = llm._engine
+    assert engine is not None
+    submit = engine.submit
+    monkeypatch.setattr(engine, "submit", lambda request: (submit(request), llm.cancel()))
+    with pytest.raises(Cancelled, match="cancelled before its end"):
+        getattr(llm, method)("Why is the sky blue?")
+
+
 def test_cancel_and_ctrl_c_stop_a_long_prompt_within_a_step(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "wide.gguf", layers=40, hidden=512, feed_forward=2048, heads=8, context=4096)
     with LLM(path, threads=1, isa="scalar") as llm:

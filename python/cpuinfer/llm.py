@@ -174,7 +174,7 @@ class LLM:
         return np.concatenate(request.rows)
 
     def cancel(self) -> None:
-        """End all running generations, from any thread; they finish with reason "cancelled" and the text so far."""
+        """From any thread: running answers end with their text so far, as "cancelled"; other calls raise Cancelled."""
         engine = self._engine
         if engine is not None:
             engine.cancel()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from cpuinfer.errors import Cancelled
 from cpuinfer.results import Chunk, FinishReason, Timings, TokenLogprob
 from cpuinfer.streaming import Detokenizer, StopMatcher
 
@@ -81,8 +82,8 @@ class Request(ABC):
         self.done = True
 
     def finish_cancelled(self) -> None:
-        """End because the caller asked to."""
-        self.done = True
+        """End because someone asked to; a part of the result would pass for all of it."""
+        self.fail(Cancelled("cancelled before its end"))
 
 
 class Scoring(Request):
