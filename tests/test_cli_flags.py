@@ -21,6 +21,16 @@ from cpuinfer.cli import run as run_command
 from cpuinfer.cli.terminal import progress
 from test_cli import DESCRIPTION, Terminal
 
+CLOSED_PIPE = """\
+import os, sys
+from cpuinfer import _core
+from cpuinfer.cli import main
+_core.read_bandwidth = lambda *_, **__: 1.0
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+sys.exit(main())
+"""
 ROOT = str(Path(__file__).parents[1] / "python")
 
 WRONG = {
@@ -108,6 +118,39 @@ def test_a_closed_standard_output_is_an_error_and_no_crash(tmp_path: Path) -> No
 def test_with_standard_error_closed_nothing_else_reaches_standard_output(tmp_path: Path) -> None:
     done = run_in_shell(tmp_path, "list 2>&-")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_error_that_standard_error_does_not_take_still_has_its_exit_code(tmp_path: Path) -> None:
+    done = run_in_shell(tmp_path, "rm nosuch 2>/dev/full")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["show tiny.gguf", "doctor"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_tables_whose_reader_went_away_end_as_answers_do(
+    tiny_model: Path, tmp_path: Path, command: str, unbuffered: str
+) -> None:
+    (tmp_path / "closed.py").write_text(CLOSED_PIPE)
+    (tmp_path / "tiny.gguf").symlink_to(tiny_model)
+    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONUNBUFFERED": unbuffered}
+    command_line = [sys.executable, "closed.py", *command.split()]
+    done = subprocess.run(command_line, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_cache_folder_of_an_unknown_user_is_a_fault_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CPUINFER_CACHE", "~no-such-user/models")
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == "cpuinfer: error: CPUINFER_CACHE=~no-such-user/models: no such user\n"
+
+
+@pytest.mark.parametrize("flag", ["--isa", "-m", "--system", "--temp", "--stop"])
+def test_two_dashes_are_no_value_of_a_flag(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert main(["run", f"{flag}=--", "hi"]) == 2
+    assert capsys.readouterr().err == f"cpuinfer: error: argument {flag}: '--', expected a value\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

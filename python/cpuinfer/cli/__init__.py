@@ -14,8 +14,9 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from cpuinfer import __version__
 from cpuinfer.errors import CpuInferError
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _silence_stdout()
+        _silence(sys.stdout)
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -72,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         code, message = _explain(error)
         if _is_full_stdout(error):
-            _silence_stdout()
-        print(f"cpuinfer: error: {message}", file=sys.stderr)
+            _silence(sys.stdout)
+        try:
+            print(f"cpuinfer: error: {message}", file=sys.stderr, flush=True)
+        except OSError:
+            _silence(sys.stderr)
         return code
 
 
@@ -83,6 +87,7 @@ def _dispatch(argv: list[str]) -> int:
         if name in COMMANDS:
             command = _module(name)
             parser = Parser(f"cpuinfer {name}", command.HELP)
+            _check_values(argv)
             command.add_arguments(parser)
             # Intermixed, so that flags may stand between positionals; it does not know "--".
             parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
@@ -100,6 +105,14 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+
+
+def _check_values(argv: Sequence[str]) -> None:
+    """Refuse `--flag=--`, of which argparse before Python 3.13 makes an empty list, past the flag's type."""
+    for word in takewhile(lambda word: word != "--", argv):
+        flag, _, value = word.partition("=")
+        if flag.startswith("-") and value == "--":
+            raise UsageError(f"argument {flag}: '--', expected a value")
 
 
 def _module(name: str) -> Any:
@@ -161,8 +174,8 @@ def _accept_any_text() -> None:
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
-def _silence_stdout() -> None:
+def _silence(stream: TextIO) -> None:
     """Let the interpreter's own last flush of a broken pipe or a full disk succeed."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)

@@ -201,11 +201,13 @@ def _print(report: Report) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    _print_rows(console, "machine", _machine_rows(report))
-    _print_rows(console, "kernels", _kernel_rows(report))
-    _print_bandwidths(console, report)
-    if report.roof:
-        _print_rows(console, "model", _roof_rows(report.roof))
+    with console.capture() as text:  # rich by itself would exit with 1 when the reader went away
+        _print_rows(console, "machine", _machine_rows(report))
+        _print_rows(console, "kernels", _kernel_rows(report))
+        _print_bandwidths(console, report)
+        if report.roof:
+            _print_rows(console, "model", _roof_rows(report.roof))
+    print(text.get(), end="")
 
 
 def _table(title: str, *, headed: bool) -> Table:

@@ -50,8 +50,10 @@ def _print_tables(description: Description) -> None:
 
     width = max(Console().width, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
     console = Console(highlight=False, markup=False, width=width)
-    for table in (_facts(description), _tensors(description), _memory(description)):
-        console.print(table)
+    with console.capture() as text:  # rich by itself would exit with 1 when the reader went away
+        for table in (_facts(description), _tensors(description), _memory(description)):
+            console.print(table)
+    print(text.get(), end="")
 
 
 def _table(title: str, *columns: str) -> Table:

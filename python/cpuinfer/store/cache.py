@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cpuinfer.errors import InvalidRequest
 from cpuinfer.store.progress import Advance
 
 CHUNK = 1 << 20
@@ -24,7 +25,10 @@ PARTIAL = "partial-"
 def cache_folder() -> Path:
     """`CPUINFER_CACHE`, or the user's cache folder of this platform. May not exist yet."""
     if chosen := os.environ.get("CPUINFER_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise InvalidRequest(f"CPUINFER_CACHE={chosen}: no such user") from None
     import platformdirs
 
     return platformdirs.user_cache_path("cpuinfer")
