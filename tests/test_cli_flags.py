@@ -19,7 +19,7 @@ from cpuinfer import store
 from cpuinfer.cli import main, show
 from cpuinfer.cli import run as run_command
 from cpuinfer.cli.terminal import progress
-from test_cli import DESCRIPTION, Terminal
+from test_cli import DESCRIPTION, Terminal, environment
 
 CLOSED_PIPE = """\
 import os, sys
@@ -31,7 +31,6 @@ os.close(reader)
 os.dup2(writer, 1)
 sys.exit(main())
 """
-ROOT = str(Path(__file__).parents[1] / "python")
 
 WRONG = {
     "max_tokens": (("0", "-1", "1.5", "x"), "expected an integer of at least 1"),
@@ -102,12 +101,9 @@ def test_a_wrong_value_of_another_flag_names_the_flag_too(
 
 def run_in_shell(tmp_path: Path, arguments: str, *, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
     """`cpuinfer`, with an empty cache."""
-    paths = {"PYTHONPATH": ROOT, "CPUINFER_CACHE": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
-    environment = {**os.environ, **paths}
+    paths = {**environment(), "CPUINFER_CACHE": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
     command = f'"$0" -m cpuinfer {arguments}'
-    return subprocess.run(
-        ["sh", "-c", command, sys.executable], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["sh", "-c", command, sys.executable], env=paths, capture_output=True, text=True, check=False)
 
 
 def test_a_closed_standard_output_is_an_error_and_no_crash(tmp_path: Path) -> None:
@@ -133,9 +129,9 @@ def test_tables_whose_reader_went_away_end_as_answers_do(
 ) -> None:
     (tmp_path / "closed.py").write_text(CLOSED_PIPE)
     (tmp_path / "tiny.gguf").symlink_to(tiny_model)
-    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONUNBUFFERED": unbuffered}
+    paths = {**environment(), "PYTHONUNBUFFERED": unbuffered}
     command_line = [sys.executable, "closed.py", *command.split()]
-    done = subprocess.run(command_line, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(command_line, env=paths, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
