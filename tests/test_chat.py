@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cpuinfer import chat, template_bounds
+from cpuinfer import chat
 from cpuinfer.chat import ChatTemplate
 from cpuinfer.errors import CheckpointError, InvalidRequest, UnsupportedModel
 
@@ -158,74 +158,6 @@ def test_names_that_do_not_exist_open_no_door(attack: str) -> None:
         render(attack)
 
 
-LOOP = "{% for i in range(99999) %}"
-NEST = (
-    "{% set n = namespace(x=[], y=[]) %}{% for i in range(60) %}"
-    "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}"
-)
-DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
-
-
-@pytest.mark.parametrize(
-    ("bomb", "message"),
-    [
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
-        (LOOP * 3 + "{% endfor %}" * 3, "takes more than 0.2 seconds"),
-        (LOOP + LOOP + "x{% endfor %}{% endfor %}", "prints more than 65536 characters"),
-        (
-            "{% macro f(n) %}{% if n and f(n - 1) == f(n - 1) %}{% endif %}{% endmacro %}{% set x = f(60) %}",
-            "takes more than 0.2 seconds",
-        ),
-        (DOUBLE + "{% set n.x = n.x ~ n.x %}{% endfor %}", "makes a text of more than 65536 characters"),
-        (DOUBLE + "{% set n.x = n.x + n.x %}{% endfor %}", "makes a value of more than 65536 items"),
-        (DOUBLE + "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}", "makes a text of more"),
-        ("{{ 'a'.ljust(10 ** 9) | length }}", "reaches for 'ljust' of 'str'"),
-        ("{{ '{:>1000000000}'.format(1) | length }}", "makes a text of more than 65536"),
-        ("{% set f = '{:>{}}'.format %}{{ f(1, 10 ** 9) | length }}", "formats a field by another field"),
-        ("{{ '{0:>{1[0]}}'.format(1, ['9' * 9]) | length }}", "formats a field by another field"),
-        ("{{ ('1' * 60000) | replace(1, 'b' * 60000) }}", "makes a text of more than 65536"),
-        ("{{ range(600) | join(['b' * 600]) }}", "makes a text of more than 65536"),
-        (NEST + "{{ [n] }}", "makes a text of more than 65536"),
-        (NEST + "{{ [n] ~ 'a' }}", "makes a text of more than 65536"),
-        ("{{ '%*d' % (10 ** 9, 1) }}", "formats a text with %"),
-        ("{{ ('a' * 60000).replace('', 'b' * 60000) }}", "makes a text of more than 65536"),
-        ("{{ ('a' * 60000) | replace('a', 'b' * 60000) }}", "makes a text of more than 65536"),
-        ("{{ ('b' * 60000).join('abc') }}", "makes a text of more than 65536"),
-        ("{{ range(600) | map('string') | join('b' * 600) }}", "makes a text of more than 65536"),
-        ("{{ 'a' | indent(10 ** 9, true) }}", "makes a text of more than 65536"),
-        ("{{ '\\t'.expandtabs(10 ** 9) }}", "reaches for 'expandtabs' of 'str'"),
-        ("{{ messages | tojson(indent=10 ** 9) }}", "makes a text of more than 65536"),
-        ("{{ 10 | round(-10 ** 9) }}", "rounds to more than 100 digits"),
-        ("{{ ('z' * 60000) | int(base=36) }}", "reads a number of more than 4096 digits"),
-        (NEST + "{{ n.x }}", "makes a text of more than 65536"),
-        (NEST + "{{ n.x | tojson }}", "makes a text of more than 65536"),
-        (NEST + "{{ 'a' ~ n.x }}", "makes a text of more than 65536"),
-        (NEST + "{{ n.x == n.y }}", "makes a text of more than 65536"),
-        (NEST + "{{ n.x is eq n.y }}", "makes a text of more than 65536"),
-        (NEST + "{{ [n.x].count(n.y) }}", "makes a text of more than 65536"),
-        (NEST + "{{ {'a': n.x}.values() }}", "makes a text of more than 65536"),
-        (NEST + "{{ n }}", "makes a text of more than 65536"),
-        (LOOP + "{% for j in range(99999) if false %}{% endfor %}{% endfor %}", "takes more than 0.2 seconds"),
-        (LOOP + "{% set x = range(99999) | map('abs') | list %}{% endfor %}", "takes more than 0.2 seconds"),
-        ("{{ 'a' * 10 ** 10 }}", "makes a value of more than 65536 items"),
-        ("{{ 10 ** 10 * [1] }}", "makes a value of more than 65536 items"),
-        ("{{ 10 ** (10 ** 10) }}", "makes a number of more than 4096 bits"),
-        ("{% set n = namespace(x=9) %}" + LOOP + "{% set n.x = n.x * n.x %}{% endfor %}", "makes a value of more than"),
-        ("{{ 'a' * 60000 }}{{ 'a' * 60000 }}", "prints more than 65536 characters"),
-        ("x" * 60000 + "{{ 1 }}" + "x" * 60000, "prints more than 65536 characters"),
-    ],
-    ids=range(41),
-)
-def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(
-    bomb: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(template_bounds, "MAX_SECONDS", 0.2)
-    monkeypatch.setattr(template_bounds, "MAX_OUTPUT", 1 << 16)
-    with pytest.raises(CheckpointError) as caught:
-        render(bomb)
-    assert message in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -233,7 +165,7 @@ def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(
         ("{{ x | no_such_filter }}", "model.gguf: chat template, line 1: No filter named 'no_such_filter'"),
         ("{% include 'x' %}{% endfor %}", "model.gguf: chat template, line 1: "),
         ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "model.gguf: the chat template is too deeply nested"),
-        ("x" * (chat.MAX_SOURCE + 1), "model.gguf: the chat template is not a text of at most 1048576 characters"),
+        ("x" * (chat.MAX_SOURCE + 1), "model.gguf: the chat template is not a text of at most 262144 characters"),
     ],
     ids=range(5),
 )

@@ -1,6 +1,9 @@
-"""What a chat template may use: processor time, printed characters, and the size of each value that it makes.
+"""What a chat template may use: processor time, room for the values it makes, and the functions it may call.
 
-Sizes are checked before a value is made, as nothing can interrupt jinja2 or Python while they make it.
+Nothing can interrupt jinja2 or Python within one call, so that each must be short by itself.  A value has at most so
+many characters or items; then whatever passes over its arguments once is short, and what is longer, or makes more than
+its arguments together, is refused beforehand by the check that stands beside its name below.  What has no place below
+cannot be called.
 """
 
 from __future__ import annotations
@@ -9,25 +12,37 @@ import functools
 import re
 import string
 import time
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-MAX_OUTPUT = 1 << 24
-"""Characters that one rendering may print, and that one operator or call may make."""
-MAX_SECONDS = 1.0
-"""Processor time that one rendering may take; those of long conversations take milliseconds."""
-_MAX_POWER_BITS = 4096
+from jinja2.utils import Namespace
+
+MAX_SECONDS = 0.7
+"""Processor time that one rendering may take, longer by as much as a value may be; most take milliseconds."""
+MAX_TEXT = 1 << 20
+"""Characters of a value, and of all that is printed, beside GROWTH times those given."""
+GROWTH = 16
+ROOM = 32
+"""Values of that length that may be made in all."""
+ITEM = 8
+"""Characters that an item of a list or dictionary counts for in that room."""
+MAX_DEPTH = 100
+"""Of values within values: Python hashes tuples by a recursion that nothing stops."""
+MAX_BITS = 4096
+"""Of a number: operations on them take the square of this."""
+MAX_SEARCH = 1 << 28
+"""Characters compared where each of a text may be with each of another."""
+MAX_PATTERN = 256
+"""Characters of a format of dates."""
 _MAX_DIGITS = 100
 """Of the filter round, which computes ten to this power."""
-REMOVED = ("batch", "center", "format", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
-"""Filters that make more than they are given and that no prompt needs."""
-HIDDEN = frozenset(
-    ("center", "encode", "expandtabs", "format_map", "ljust", "maketrans", "rjust", "to_bytes", "translate", "zfill")
-)
-"""Methods of texts and numbers, likewise."""
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""Of str.splitlines."""
+_VIEWS = (KeysView, ValuesView, ItemsView)
 
 
 class Exhausted(Exception):
@@ -36,136 +51,328 @@ class Exhausted(Exception):
 
 @dataclass(slots=True)
 class Budget:
-    """What one rendering may still use."""
+    """What one rendering may still use: values of `largest` characters, `room` characters in all, `seconds`."""
 
-    deadline: float = field(default_factory=lambda: time.thread_time() + MAX_SECONDS)
-    characters: int = MAX_OUTPUT
+    largest: int
+    room: int
+    seconds: float
+    began: float = field(default_factory=time.thread_time)
 
-    def spend(self, characters: int = 0) -> None:
-        """Count printed characters, and look at the clock."""
-        self.characters -= characters
-        if self.characters < 0:
-            raise Exhausted(f"prints more than {MAX_OUTPUT} characters")
-        if time.thread_time() > self.deadline:
-            raise Exhausted(f"takes more than {MAX_SECONDS:g} seconds")
+    def tick(self) -> None:
+        """Look at the clock."""
+        if time.thread_time() - self.began > self.seconds:
+            raise Exhausted(f"takes more than {self.seconds:.1f} seconds")
+
+    def spend(self, characters: int) -> None:
+        """Count what is made, and look at the clock."""
+        self.room -= characters
+        if self.room < 0:
+            raise Exhausted("makes too many values")
+        self.tick()
+
+    def check_text(self, size: int) -> None:
+        """Refuse a text of so many characters."""
+        if size > self.largest:
+            raise Exhausted(f"makes a text of more than {self.largest} characters")
+
+    def check_items(self, count: int) -> None:
+        """Refuse so many items: each takes about the time and memory of four characters."""
+        if count > self.largest // 4:
+            raise Exhausted(f"makes or walks through more than {self.largest // 4} items")
 
 
-budget: ContextVar[Budget] = ContextVar("budget")
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+def budget() -> Budget:
+    """Of the rendering that runs in this thread."""
+    return _budget.get()
+
+
+@contextmanager
+def rendering(variables: Mapping[str, object]) -> Iterator[None]:
+    """A rendering with its budget, by the size of what it is given."""
+    token = _budget.set(Budget(1 << 40, 0, MAX_SECONDS))
+    try:
+        largest = MAX_TEXT + GROWTH * length(dict(variables))
+        _budget.set(Budget(largest, ROOM * largest, MAX_SECONDS * largest / MAX_TEXT))
+        yield
+    finally:
+        _budget.reset(token)
 
 
 def length(value: object, indent: int = 0) -> int:
     """About the characters that a value takes as text, each part counted as often as it occurs in it.
 
-    Raises Exhausted above MAX_OUTPUT: lists that hold one another can stand for more than any machine has.
+    Raises Exhausted for a value that is too large, holds too much or too deeply, or has too large a number in it:
+    lists that hold one another can stand for more than any machine has.
     """
-    from jinja2.utils import Namespace
-
-    total, pending = 0, [(value, indent)]
+    limits = budget()
+    if isinstance(value, str):
+        limits.check_text(len(value))
+        return len(value)
+    limits.tick()
+    total, count, pending = 0, 0, [(value, indent, 0)]
     while pending:
-        part, margin = pending.pop()
-        if isinstance(part, Namespace):  # its text has that of all it holds
-            part = part._Namespace__attrs  # no public name leads there
+        part, margin, depth = pending.pop()
         total += len(part) if isinstance(part, (str, bytes)) else 2
         if isinstance(part, int):
+            check_number(part)
             total += part.bit_length() // 3
-        if isinstance(part, (list, tuple, Mapping, KeysView, ValuesView, ItemsView)):
-            total += len(part) * (2 + margin)
-            check_text(total)
-            budget.get().spend()
-            items: Iterable[object] = chain(part.keys(), part.values()) if isinstance(part, Mapping) else list(part)
-            pending.extend((item, margin + indent) for item in items)
-        check_text(total)
+        items = _items(part)
+        if items is not None:
+            count += len(items)
+            total += len(items) * (2 + margin)
+            limits.check_items(count)
+            if depth == MAX_DEPTH:
+                raise Exhausted(f"makes a value of more than {MAX_DEPTH} levels")
+            limits.tick()
+            held: Iterable[object] = chain(items.keys(), items.values()) if isinstance(items, Mapping) else items
+            pending.extend((item, margin + indent, depth + 1) for item in held)
+        limits.check_text(total)
     return total
 
 
-def check_text(size: int) -> None:
-    """Refuse to make a text of so many characters."""
-    if size > MAX_OUTPUT:
-        raise Exhausted(f"makes a text of more than {MAX_OUTPUT} characters")
+def _items(value: object) -> Any:
+    """What a value's text holds the texts of, or None."""
+    if value is None or isinstance(value, (str, int, float)):
+        return None
+    if isinstance(value, Namespace):
+        return value._Namespace__attrs  # no public name leads there
+    return value if isinstance(value, (list, tuple, Mapping, *_VIEWS)) else None
+
+
+def made(value: Any) -> Any:
+    """The value, refused if too large, and counted."""
+    limits = budget()
+    if isinstance(value, (str, bytes)):
+        limits.check_text(len(value))
+        limits.spend(len(value))
+    elif isinstance(value, (list, tuple, dict)):
+        limits.check_items(len(value))
+        limits.spend(ITEM * len(value))
+    return value
+
+
+def check_number(value: int) -> None:
+    """Refuse to compute with a number so large."""
+    if value.bit_length() > MAX_BITS:
+        raise Exhausted(f"computes with a number of more than {MAX_BITS} bits")
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse an operation whose result would be larger than any prompt."""
-    if operator == "%":
-        if isinstance(left, (str, bytes)):
+    """Refuse an operation that would take long, or make more than its operands together."""
+    for value in (left, right):
+        if isinstance(value, int):
+            check_number(value)
+    match operator, left, right:
+        case "%", str() | bytes(), _:
             raise Exhausted("formats a text with %")
-        return
-    if operator == "**":
-        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MAX_POWER_BITS:
-            raise Exhausted(f"makes a number of more than {_MAX_POWER_BITS} bits")
-        return
-    sizes = [len(value) if isinstance(value, (str, bytes, list, tuple)) else None for value in (left, right)]
-    if operator == "+":
-        size = sum(each or 0 for each in sizes)
-    elif sizes != [None, None]:
-        size = max(each * int(other) for each, other in ((sizes[0], right), (sizes[1], left)) if each is not None)
-    else:
-        size = sum(value.bit_length() for value in (left, right) if isinstance(value, int))
-    if size > MAX_OUTPUT:
-        raise Exhausted(f"makes a value of more than {MAX_OUTPUT} items")
+        case "**", int(), int() if left.bit_length() * right > MAX_BITS:
+            raise Exhausted(f"makes a number of more than {MAX_BITS} bits")
+        case "*", str() | bytes(), int():
+            budget().check_text(len(left) * right)
+        case "*", int(), str() | bytes():
+            budget().check_text(left * len(right))
+        case "*", list() | tuple(), int():
+            budget().check_items(len(left) * right)
+        case "*", int(), list() | tuple():
+            budget().check_items(left * len(right))
 
 
-def check_method(method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Refuse a call of a value's method whose result would be larger than any prompt; returns its arguments."""
-    receiver = getattr(getattr(method, "__wrapped__", method), "__self__", None)  # the sandbox wraps str.format
-    if not isinstance(receiver, (str, bytes, list, tuple, dict)):
-        return args
-    if method.__name__ == "join" and len(args) == 1:
-        args = (list(args[0]),)
-        _check_join(args[0], receiver)
-    _check_call(method.__name__, (receiver, *args), kwargs)
-    return args
+Check = Callable[[tuple[Any, ...], Mapping[str, Any]], None]
+"""Of a call by its arguments, the value or receiver first: raises Exhausted if it would take or make too much."""
 
 
-def bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test that looks at the clock, and at the size of what it would make, before it runs."""
-    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+def _free(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """It neither walks through its arguments nor makes a value."""
 
-    @functools.wraps(function)  # which keeps jinja2's mark: that it wants the context or environment first
+
+def _walk(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """It passes over its arguments once, in native code."""
+    for value in (*args, *kwargs.values()):
+        length(value)
+
+
+def _each(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """To it a text is a list of characters or words, each of them an item."""
+    _walk(args, kwargs)
+    if isinstance(args[0], str):
+        budget().check_items(len(args[0]))
+
+
+def _search(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """It may compare each character with each of another text."""
+    size, *others = [length(value) for value in (*args, *kwargs.values())]
+    if size * max(others, default=0) > MAX_SEARCH:
+        raise Exhausted(f"searches {size} characters for as many")
+
+
+def _number(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """It computes by operators with what should be a number."""
+    _walk(args, kwargs)
+    if isinstance(args[0], (str, bytes, list, tuple)):
+        raise Exhausted(f"computes with {type(args[0]).__name__!r}")
+
+
+def _round(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _number(args, kwargs)
+    if any(abs(value) > _MAX_DIGITS for value in (*args[1:], *kwargs.values()) if isinstance(value, int)):
+        raise Exhausted(f"rounds to more than {_MAX_DIGITS} digits")
+
+
+def _read_number(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _walk(args, kwargs)
+    if length(args[0]) > MAX_BITS:
+        raise Exhausted(f"reads a number of more than {MAX_BITS} digits")
+
+
+def _sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _each(args, kwargs)
+    if any(isinstance(value, (list, tuple)) for value in (*args[1:], *kwargs.values())):
+        raise Exhausted("sums lists")
+
+
+def _join(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    items, *options = (*args, *kwargs.values())
+    budget().check_items(len(items))
+    budget().check_text(length(items) + len(items) * max(map(length, options), default=0))
+
+
+def _join_method(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _join(args[::-1], kwargs)
+
+
+def _replace(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _walk(args, kwargs)
+    text, *options = map(str, (*args, *kwargs.values()))  # the filter takes anything as text
+    if len(options) > 1:
+        budget().check_text(len(text) + text.count(options[0]) * len(options[1]))
+
+
+def _indent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    lines = sum(map(str(args[0]).count, _LINE_ENDS)) + 1
+    budget().check_text(length(args[0]) + lines * max(4, *_widths(args, kwargs)))
+
+
+def _to_json(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    length(args[0], max(_widths(args, kwargs)))
+
+
+def _widths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
+    """By how much each option may lengthen a line or an item."""
+    options = (*args[1:], *kwargs.values())
+    return [0, *(abs(value) if isinstance(value, int) else length(value) for value in options)]
+
+
+def _format(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """A field of `str.format` is as wide as a number in what follows its colon, or as its value is long."""
+    text = str(args[0])
+    specs = [spec for _, _, spec, _ in string.Formatter().parse(text) if spec is not None]
+    if any("{" in spec for spec in specs):
+        raise Exhausted("formats a field by another field")
+    widths = [int(digits[-18:]) for spec in specs for digits in re.findall(r"\d+", spec)]  # in any script
+    values = length([*args[1:], *kwargs.values()])
+    budget().check_text(len(text) + len(specs) * max([values, *widths]))
+
+
+def _checks(**names: str) -> dict[str, Check]:
+    """By name: each check's names, in one text."""
+    return {name: globals()[check] for check, listed in names.items() for name in listed.split()}
+
+
+FILTERS = _checks(
+    _free="attr count d default first last length random",
+    _walk="abs capitalize e escape forceescape items lower safe string truncate upper",
+    _each=("dictsort groupby list map max min reject rejectattr reverse select selectattr sort title unique wordcount"),
+    _search="trim",
+    _number="filesizeformat",
+    _round="round",
+    _read_number="float int",
+    _sum="sum",
+    _join="join",
+    _replace="replace",
+    _indent="indent",
+    _to_json="tojson",
+)
+TESTS = _checks(
+    _free=(
+        "boolean callable defined escaped false filter float integer iterable mapping none number sameas sequence"
+        " string test true undefined"
+    ),
+    _walk="!= < <= == > >= eq equalto ge greaterthan gt in le lessthan lower lt ne upper",
+    _number="divisibleby even odd",
+)
+_TEXT = _checks(
+    _free="endswith startswith",
+    _walk=(
+        "capitalize casefold count find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric"
+        " isprintable isspace istitle isupper lower partition removeprefix removesuffix split splitlines swapcase title"
+        " upper"
+    ),
+    _search="lstrip rfind rindex rpartition rsplit rstrip strip",
+    _join_method="join",
+    _replace="replace",
+    _format="format",
+)
+_LIST = _checks(_walk="copy count index")
+_DICT = _checks(_free="get items keys values", _walk="copy")
+METHODS: Mapping[type, Mapping[str, Check]] = {str: _TEXT, list: _LIST, tuple: _LIST, dict: _DICT}
+_PYTHONS = (
+    *METHODS,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    range,
+    set,
+    frozenset,
+    KeysView,
+    ValuesView,
+    ItemsView,
+    type,
+)
+
+
+def has_attribute(value: object, name: str) -> bool:
+    """Whether a template may reach for this of one of Python's own values; of others, jinja2's sandbox decides."""
+    if not isinstance(value, _PYTHONS):
+        return True
+    return any(isinstance(value, kind) and name in methods for kind, methods in METHODS.items())
+
+
+def called(run: Callable[[], Any], check: Check, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a call returns, checked before it runs and counted after."""
+    budget().tick()
+    check(args, kwargs)
+    result = run()
+    if isinstance(result, Iterator):  # at once: one within another within ... is beyond what Python can walk
+        result = list(_clocked(result))
+    return result if check is _free else made(result)
+
+
+def _clocked(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
+        budget().tick()
+        yield item
+
+
+def bounded(function: Callable[..., Any], check: Check) -> Callable[..., Any]:
+    """A filter or test whose calls are checked."""
+    lead = 1 if hasattr(function, "jinja_pass_arg") else 0  # it wants the context or environment first
+
+    @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        budget.get().spend()
-        lead, own = args[:first], args[first:]
-        if name == "join":
-            own = (list(own[0]), *own[1:])
-            _check_join(own[0], *own[1:], *kwargs.values())
-        _check_call(name, own, kwargs)
-        return function(*lead, *own, **kwargs)
+        return called(lambda: function(*args, **kwargs), check, args[lead:], kwargs)
 
     return checked
 
 
-def _check_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    options = (*args[1:], *kwargs.values())
-    size = length(args[0]) if args else 0
-    texts = [value for value in options if isinstance(value, str)]
-    width = max((abs(value) for value in options if isinstance(value, int)), default=0)
-    for option in options:
-        length(option)
-    match name:
-        case "indent":
-            check_text(size + (str(args[0]).count("\n") + 1) * max(4, width, *map(len, texts)))
-        case "replace" if len(options) > 1:  # the filter takes anything as text
-            check_text(size + str(args[0]).count(str(options[0])) * length(options[1]))
-        case "format":
-            _check_format(str(args[0]), options)
-        case "tojson":
-            length(args[0], max(width, *map(len, texts), 0))
-        case "round" if width > _MAX_DIGITS:
-            raise Exhausted(f"rounds to more than {_MAX_DIGITS} digits")
-        case "int" if size > _MAX_POWER_BITS:
-            raise Exhausted(f"reads a number of more than {_MAX_POWER_BITS} digits")
-        case "sum" if any(isinstance(value, (list, tuple)) for value in options):
-            raise Exhausted("sums lists")
-
-
-def _check_join(items: list[Any], *options: Any) -> None:
-    check_text(length(items) + len(items) * max(map(length, options), default=0))  # the filter takes anything as text
-
-
-def _check_format(text: str, values: tuple[Any, ...]) -> None:
-    """A field of `str.format` is as wide as a number in what follows its colon, or as its value is long."""
-    specs = [spec for _, _, spec, _ in string.Formatter().parse(text) if spec is not None]
-    if any("{" in spec for spec in specs):
-        raise Exhausted("formats a field by another field")
-    widths = [int(digits[-18:]) for spec in specs for digits in re.findall("[0-9]+", spec)]
-    check_text(len(text) + len(specs) * max([length(values), *widths]))
+def call(function: Callable[..., Any], run: Callable[[], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a function that a template calls returns: a method of one of Python's own values, or one of jinja2's."""
+    receiver = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # the sandbox wraps str.format
+    for kind, methods in METHODS.items():
+        if isinstance(receiver, kind):
+            return called(run, methods[function.__name__], (receiver, *args), kwargs)
+    return called(run, _walk, args, kwargs)
