@@ -26,7 +26,7 @@ PYTHON_LAYERS = (
     {"ops", "checkpoint", "chat", "rope", "tokenizer"},
     {"graph"},
     {"models", "formats", "program", "reference", "safetensors_folder", "streaming"},
-    {"weight"},
+    {"weight", "profiling"},
     {"published", "request"},
     {"weights"},
     {"naming"},

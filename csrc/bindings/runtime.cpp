@@ -205,6 +205,19 @@ py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) 
                             session.plan().value(id));
 }
 
+// (name, prompt or decoding, steps, rows, seconds, bytes, operations) of each op that ran.
+using OpTimeTuple = std::tuple<std::string, std::string, int64_t, int64_t, double, double, double>;
+
+std::vector<OpTimeTuple> read_profile(const Session& session) {
+  std::vector<OpTimeTuple> tuples;
+  for (const auto& [name, stage, time] : session.profile()) {
+    if (time.steps == 0) continue;
+    tuples.emplace_back(name, stage == Profile::kPrompt ? "prompt" : "decoding", time.steps, time.rows, time.seconds,
+                        time.bytes, time.operations);
+  }
+  return tuples;
+}
+
 }  // namespace
 
 void bind_runtime(py::module_& m) {
@@ -231,18 +244,19 @@ void bind_runtime(py::module_& m) {
 
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
-                       int64_t context, int64_t cache_pages, bool keep_values) {
-             return std::make_unique<Session>(std::move(program), select_kernels(isa),
-                                              SessionOptions{threads, batch, context, cache_pages, keep_values});
+                       int64_t context, int64_t cache_pages, bool keep_values, bool profile) {
+             const SessionOptions options{threads, batch, context, cache_pages, keep_values, profile};
+             return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
-           py::arg("context"), py::arg("cache_pages"), py::arg("keep_values") = false)
+           py::arg("context"), py::arg("cache_pages"), py::arg("keep_values") = false, py::arg("profile") = false)
       .def("open", &Session::open, py::arg("sampler") = nullptr, Released())
       .def("close", &Session::close, Released())
       .def("length", &Session::length, Released())
       .def("step", &step)
       .def("cancel", &Session::cancel)
       .def("value", &read_value)
+      .def("profile", &read_profile, Released())
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })

@@ -13,6 +13,7 @@ Plan::Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, c
     : program_(program), kernels_(kernels), team_(team), limits_(limits), phases_(team.size(), most_phases()) {
   check();
   lay_out_arena();
+  if (limits.profile) profile_ = std::make_unique<Profile>(program);
 }
 
 void Plan::check() {
@@ -157,17 +158,27 @@ void Plan::prepare(const Step& step) noexcept {
   }
 }
 
+// An op is over when its last phase is.
+void Plan::measure(std::size_t op, int64_t rows, int worker) noexcept {
+  if (profile_ == nullptr || worker != 0) return;
+  phases_.settle(worker);
+  profile_->end(op, rows);
+}
+
 void Plan::run(int worker) noexcept {
+  if (profile_ != nullptr && worker == 0) profile_->begin(step_);
   phases_.run(worker, step_.rows, [&](int64_t row) { rotate_tables(row); });
   const std::size_t body = program_.ops().size() - 1;
   for (std::size_t i = 0; i < body; ++i) {
     if (worker == 0 && step_.cancelled != nullptr && step_.cancelled(step_.cancel_context)) phases_.abandon();
     run_op(i, worker);
+    measure(i, step_.rows, worker);
   }
 }
 
 void Plan::run_head(const int32_t* rows, int64_t count, int worker) noexcept {
   run_linears(program_.ops().back(), rows, count, at(logits_), worker);
+  measure(program_.ops().size() - 1, count, worker);
 }
 
 }  // namespace cpuinfer

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/buffer.h"
@@ -10,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "plan/cache_shape.h"
 #include "plan/phases.h"
+#include "plan/profile.h"
 #include "plan/program.h"
 #include "plan/step.h"
 
@@ -21,6 +23,7 @@ struct PlanLimits {
   int64_t rows = 512;        // most rows in a step
   int64_t context = 4096;    // most positions of a sequence
   bool keep_values = false;  // give every value memory of its own, so that all can be read after a step (for tests)
+  bool profile = false;      // measure every op
 };
 
 constexpr int64_t kHeadRows = 16;  // rows of logits computed at once
@@ -39,6 +42,8 @@ class Plan {
   void run_head(const int32_t* rows, int64_t count, int worker) noexcept;
   // For what follows the head, at most one phase after each; abandoned once the step is cancelled.
   Phases& phases() noexcept { return phases_; }
+  // Called by every worker after that phase.
+  void end_outputs(int64_t count, int worker) noexcept { measure(program_.ops().size(), count, worker); }
 
   // fp32 [kHeadRows][logits_stride]; the first vocabulary() of each row count.
   const float* logits(int64_t index) const noexcept { return arena_.as<float>() + logits_ + index * logits_stride(); }
@@ -51,6 +56,7 @@ class Plan {
   const Program& program() const noexcept { return program_; }
   CacheShape cache_shape() const noexcept { return cache_; }
   int64_t weight_bytes() const noexcept;
+  const Profile* profile() const noexcept { return profile_.get(); }  // null unless asked for
 
  private:
   // An op's input as its kernels read it: quantised tiles of kTileRows rows, and floats for float weights.
@@ -101,6 +107,7 @@ class Plan {
   void lay_out_arena();
   void lay_out_values(ArenaLayout& layout);
   std::size_t most_phases() const noexcept;
+  void measure(std::size_t op, int64_t rows, int worker) noexcept;
   void run_op(std::size_t index, int worker) noexcept;
   void run_embed(const Op& op, int worker) noexcept;
   void run_normalize(const Op& op, int worker) noexcept;
@@ -170,6 +177,7 @@ class Plan {
   std::vector<RopeTables> ropes_;
   std::vector<Scratch> scratch_;
   Phases phases_;
+  std::unique_ptr<Profile> profile_;
 
   Step step_;
   std::vector<RowBlock> blocks_;

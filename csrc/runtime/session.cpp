@@ -45,7 +45,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values}),
+      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values, options.profile}),
       cache_(plan_.cache_shape(), options.cache_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
@@ -182,6 +182,7 @@ void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& r
           errors[index] = Error(Fault::kMemory, "no memory for the result of a step");
         }
       });
+      plan_.end_outputs(static_cast<int64_t>(count), worker);
     }
   };
   const auto start = std::chrono::steady_clock::now();
@@ -192,6 +193,20 @@ void Session::compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& r
   for (std::size_t i = 0; i < errors.size(); ++i) {
     if (errors[i]) results[outputs_[i].feed].error = errors[i];
   }
+}
+
+std::vector<Session::OpTime> Session::profile() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<OpTime> times;
+  if (plan_.profile() == nullptr) return times;
+  const std::vector<Op>& ops = program_->ops();
+  for (const Profile::Stage stage : {Profile::kPrompt, Profile::kDecoding}) {
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      times.push_back({i + 1 == ops.size() ? "head" : ops[i].name, stage, plan_.profile()->time(i, stage)});
+    }
+    times.push_back({"sampling", stage, plan_.profile()->time(ops.size(), stage)});
+  }
+  return times;
 }
 
 std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*interrupted)() noexcept) {

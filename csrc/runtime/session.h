@@ -49,6 +49,7 @@ struct SessionOptions {
   int64_t context = 4096;    // most positions of a sequence
   int64_t cache_pages = 0;   // most cache pages in use at once
   bool keep_values = false;  // see PlanLimits
+  bool profile = false;
 };
 
 class Session {
@@ -66,6 +67,14 @@ class Session {
 
   // Abandons the running step from another thread.  Without a running step it does nothing.
   void cancel() noexcept;
+
+  // Of every op and both stages, then of what follows the head; empty unless asked for.
+  struct OpTime {
+    std::string name;
+    Profile::Stage stage;
+    Profile::Time time;
+  };
+  std::vector<OpTime> profile() const;
 
   const Plan& plan() const noexcept { return plan_; }
   const KvCache& cache() const noexcept { return cache_; }

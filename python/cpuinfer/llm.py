@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -14,6 +16,7 @@ from cpuinfer import loader, machine, store
 from cpuinfer.describe import PAGE_TOKENS, page_bytes, score_bytes
 from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
+from cpuinfer.profiling import OperatorTime, collect, report
 from cpuinfer.request import Generation, Logits, Request, Scoring
 from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
 from cpuinfer.sampling import SamplingParams
@@ -52,6 +55,8 @@ class LLM:
         cache_packed: keep the packed weights in the cache folder (as much again as the model is large), from where the
             next start reads them instead of packing: worth it where packing takes long, above all with `quantize`.
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
+        profile: measure every operator, for `profile()`.  With CPUINFER_PROFILE=1 in the environment every LLM does,
+            and prints it on standard error as it is closed.
     """
 
     def __init__(
@@ -64,10 +69,13 @@ class LLM:
         quantize: str | None = None,
         cache_packed: bool = False,
         keep_values: bool = False,
+        profile: bool = False,
     ) -> None:
         from cpuinfer import _core
 
         start = time.perf_counter()
+        self._prints_profile = os.environ.get("CPUINFER_PROFILE", "") not in ("", "0")
+        self._profiles = profile or self._prints_profile
         if model is not None and not isinstance(model, (str, Path)):
             raise InvalidRequest(f"model: {model!r}, expected a path or a name")
         self.isa: str = _core.select_kernels(isa)
@@ -92,6 +100,7 @@ class LLM:
             context=self.context,
             cache_pages=cache_pages,
             keep_values=keep_values,
+            profile=self._profiles,
         )
         self._engine: Engine | None = Engine(self._session, batch=BATCH, context=self.context, cache_pages=cache_pages)
         self.load_seconds = time.perf_counter() - start
@@ -179,9 +188,21 @@ class LLM:
         if engine is not None:
             engine.cancel()
 
+    def profile(self) -> list[OperatorTime]:
+        """Time, bytes and operations of every operator in all steps so far.
+
+        Raises InvalidRequest unless the LLM was made with `profile`, or once it is closed.
+        """
+        self._alive()
+        if not self._profiles:
+            raise InvalidRequest("nothing was measured: make the LLM with profile=True")
+        return collect(self._session, self.graph.ops)
+
     def close(self) -> None:
         """Free the weights and threads.  The LLM cannot be used after."""
         if self._engine is not None:
+            if self._prints_profile:
+                self._print_profile()
             self._engine = None
             del self._session
 
@@ -195,6 +216,13 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, threads={self.threads}, context={self.context}, isa={self.isa!r})"
+
+    def _print_profile(self) -> None:
+        from cpuinfer import _core
+
+        if times := self.profile():
+            bandwidth = _core.read_bandwidth(self._session.weight_bytes, self.threads)
+            print(report(times, read_bandwidth=bandwidth), file=sys.stderr)
 
     def _encode(self, prompt: Prompt, which: str = "the prompt") -> list[int]:
         if not isinstance(prompt, (str, Iterable)):
