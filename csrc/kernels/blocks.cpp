@@ -16,26 +16,27 @@ namespace cpuinfer {
 namespace {
 
 // Blocks as in ggml-common.h.
-constexpr BlockField kQ5_0Fields[] = {{2, 2}, {4, 4}, {16, 4}};
-constexpr BlockField kQ5_1Fields[] = {{4, 2}, {4, 4}, {16, 4}};
-constexpr BlockField kQ2KFields[] = {{16, 1}, {64, 4}, {4, 2}};
-constexpr BlockField kQ3KFields[] = {{32, 4}, {64, 4}, {12, 1}, {2, 2}};
-constexpr BlockField kQ4KFields[] = {{4, 2}, {12, 1}, {128, 4}};
-constexpr BlockField kQ5KFields[] = {{4, 2}, {12, 1}, {32, 4}, {128, 4}};
-constexpr BlockField kQ6KFields[] = {{128, 4}, {64, 4}, {16, 1}, {2, 2}};
-constexpr BlockField kIq4NlFields[] = {{2, 2}, {16, 4}};
-constexpr BlockField kIq4XsFields[] = {{2, 2}, {6, 1}, {128, 4}};
-constexpr BlockField kMxfp4Fields[] = {{1, 1}, {16, 4}};
-constexpr BlockField kTq1_0Fields[] = {{52, 4}, {2, 2}};
-constexpr BlockField kTq2_0Fields[] = {{64, 4}, {2, 2}};
+constexpr BlockField kQ5_0Fields[] = {{2, 2, 0, 2}, {20, 4, 2, 4}};
+constexpr BlockField kQ5_1Fields[] = {{4, 2, 0, 2}, {20, 4, 4, 4}};
+constexpr BlockField kQ2KFields[] = {{16, 1, 4, 1}, {64, 4, 20, 4}, {4, 2, 0, 2}};
+constexpr BlockField kQ3KFields[] = {{32, 4, 14, 8}, {32, 4, 18, 8}, {32, 4, 78, 4}, {12, 1, 2, 1}, {2, 2, 0, 2}};
+constexpr BlockField kQ4KFields[] = {{4, 2, 0, 2}, {12, 1, 4, 1}, {128, 4, 16, 4}};
+constexpr BlockField kQ5KFields[] = {{4, 2, 0, 2}, {12, 1, 4, 1}, {32, 4, 16, 8}, {32, 4, 20, 8}, {96, 4, 80, 4}};
+constexpr BlockField kQ6KFields[] = {{32, 4, 18, 12}, {32, 4, 22, 12}, {32, 4, 114, 12}, {32, 4, 118, 12},
+                                     {64, 4, 26, 12}, {16, 1, 2, 1},   {2, 2, 0, 2}};
+constexpr BlockField kIq4NlFields[] = {{2, 2, 0, 2}, {16, 4, 2, 4}};
+constexpr BlockField kIq4XsFields[] = {{2, 2, 0, 2}, {6, 1, 2, 1}, {128, 4, 8, 4}};
+constexpr BlockField kMxfp4Fields[] = {{1, 1, 0, 1}, {16, 4, 1, 4}};
+constexpr BlockField kTq1_0Fields[] = {{52, 4, 2, 4}, {2, 2, 0, 2}};
+constexpr BlockField kTq2_0Fields[] = {{64, 4, 2, 4}, {2, 2, 0, 2}};
 // With code-books a row is unpacked alone: its bytes stay together.
-constexpr BlockField kIq2XxsFields[] = {{66, 66}};
-constexpr BlockField kIq2XsFields[] = {{74, 74}};
-constexpr BlockField kIq2SFields[] = {{82, 82}};
-constexpr BlockField kIq3XxsFields[] = {{98, 98}};
-constexpr BlockField kIq3SFields[] = {{110, 110}};
-constexpr BlockField kIq1SFields[] = {{50, 50}};
-constexpr BlockField kIq1MFields[] = {{56, 56}};
+constexpr BlockField kIq2XxsFields[] = {{66, 66, 0, 66}};
+constexpr BlockField kIq2XsFields[] = {{74, 74, 0, 74}};
+constexpr BlockField kIq2SFields[] = {{82, 82, 0, 82}};
+constexpr BlockField kIq3XxsFields[] = {{98, 98, 0, 98}};
+constexpr BlockField kIq3SFields[] = {{110, 110, 0, 110}};
+constexpr BlockField kIq1SFields[] = {{50, 50, 0, 50}};
+constexpr BlockField kIq1MFields[] = {{56, 56, 0, 56}};
 
 constexpr BlockLayout kLayouts[] = {
 #define CPUINFER_LAYOUT(encoding, Unpacked, name) \
@@ -75,10 +76,10 @@ void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, 
       const uint8_t* in = rows + row * row_bytes + b * layout.bytes;
       uint8_t* out = panel + b * layout.bytes * kLanes;
       for (const BlockField& field : layout.fields) {
-        for (int i = 0; i < field.bytes; i += field.unit, in += field.unit) {
-          std::memcpy(out + i * kLanes + (lane + row) * field.unit, in, static_cast<std::size_t>(field.unit));
+        uint8_t* to = out + field.at * kLanes + (lane + row) * field.unit;
+        for (int i = 0; i < field.bytes; i += field.unit, in += field.unit, to += field.stride * kLanes) {
+          std::memcpy(to, in, static_cast<std::size_t>(field.unit));
         }
-        out += field.bytes * kLanes;
       }
     }
   }

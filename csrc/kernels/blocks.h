@@ -32,10 +32,11 @@
 
 namespace cpuinfer {
 
-// Consecutive parts of a row's block, in the file's order.  A panel's block holds each part of its 16 rows together,
-// [bytes / unit][16 rows][unit]: 4 bytes where they are four neighbours' codes, 1 or 2 where they are a scale.
+// Consecutive parts of a row's block, in the file's order.  A panel's block holds each unit of its 16 rows together: 4
+// bytes where they are four neighbours' codes, 1 or 2 where they are a scale.  Unit i of a part begins 16 times (at + i
+// * stride) bytes into it: in the order in which kernels read them, for processors fetch ahead what is read in order.
 struct BlockField {
-  int bytes, unit;
+  int bytes, unit, at, stride;
 };
 
 struct BlockLayout {

@@ -91,8 +91,8 @@ inline void store_rows(const Gemm& g, int64_t panel, const float (*y)[kLanes]) {
   }
 }
 
-// How far ahead packed bytes are fetched: a block is read in several places at once, which processors do not foresee.
-constexpr int64_t kStagePrefetchBytes = 6144;
+// How far ahead packed bytes are fetched, by several rows of activations and by one.
+constexpr int64_t kStagePrefetchBytes = 6144, kDotPrefetchBytes = 4096;
 
 // One row of activations: codes go into its dot products at once, the same in the same order as through a stage.
 template <typename E>
@@ -106,7 +106,6 @@ void dotted_panels(const Gemm& g) {
     Part y[kParts];
     for (Part& part : y) part = fill(0.0f);
     for (int64_t k = 0; k < g.w->k; k += E::kInputs, block += kBlock) {
-      for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kStagePrefetchBytes + line);
       E::scales(block, scale, bias);
       const int8_t* x = g.quantized.codes + k;
       const float* x_scale = g.quantized.scale + k / kGroup;
@@ -121,6 +120,8 @@ void dotted_panels(const Gemm& g) {
 #pragma GCC unroll 16
         for (int s = 0; s < kScales; ++s) sums[s] = Product::start(kOffset * x_sum(s));
         E::template codes<p>(block, [&](int line, const Line& codes) __attribute__((always_inline)) {
+          // A few at a time: as many as a block has lines, at once, wait for each other.
+          if constexpr (p == 0) __builtin_prefetch(block + kDotPrefetchBytes + line * (kBlock * 4 / E::kInputs));
           auto& sum = sums[line * 4 / E::kScaled];
           sum = Product::step(sum, load_codes(reinterpret_cast<const uint8_t*>(&codes)), repeat_codes(x + line * 4));
         });

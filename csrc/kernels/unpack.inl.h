@@ -135,31 +135,31 @@ inline void put_pairs(const uint8_t* pairs, const Put& put) {
   });
 }
 
-// d s q - m t per 16: scales s (low) and minima t (high nibble) [16], 2-bit codes [64], d and m fp16.
+// d s q - m t per 16: d and m fp16, scales s (low) and minima t (high nibble) [16], 2-bit codes [64].
 struct Q2K {
   static constexpr int kInputs = 256, kBytes = 84, kScaled = 16, kZero = 0, kLargest = 3;
   static constexpr bool kBias = true, kByRow = false;
   static void scales(const uint8_t* block, Scales scale, Scales bias) {
-    const Floats d = halves_at(field(block, 80)), m = negative(halves_at(field(block, 82)));
+    const Floats d = halves_at(block), m = negative(halves_at(field(block, 2)));
     for (int s = 0; s < 16; ++s) {
-      const Bytes pair = bytes_at(block, s);
+      const Bytes pair = bytes_at(field(block, 4), s);
       write_scaled(d, pair & 15, 0, scale[s]);
       write_scaled(m, pair >> 4, 0, bias[s]);
     }
   }
   template <int p, typename Put>
   static void codes(const uint8_t* block, const Put& put) {
-    put_pairs<p>(field(block, 16), put);
+    put_pairs<p>(field(block, 20), put);
   }
 };
 
-// d (s - 32) (q - 4) per 16: third bits [32], low 2 bits [64], 6-bit scales s [12], d fp16.
+// d (s - 32) (q - 4) per 16: d fp16, 6-bit scales s [12], third bits [32] and low 2 bits [64] in turn while there are.
 struct Q3K {
   static constexpr int kInputs = 256, kBytes = 110, kScaled = 16, kZero = 4, kLargest = 7;
   static constexpr bool kBias = false, kByRow = false;
   static void scales(const uint8_t* block, Scales scale, Scales) {
-    const Floats d = halves_at(field(block, 108));
-    const uint8_t* packed = field(block, 96);
+    const Floats d = halves_at(block);
+    const uint8_t* packed = field(block, 2);
     each_of<16>([&](auto index) __attribute__((always_inline)) {
       constexpr int s = decltype(index)::value;
       const Bytes low = bytes_at(packed, s % 8) >> s / 8 * 4 & 15;
@@ -171,7 +171,8 @@ struct Q3K {
   static void codes(const uint8_t* block, const Put& put) {
     each_of<16>([&](auto index) __attribute__((always_inline)) {
       constexpr int i = decltype(index)::value, n = i / 8, line = n * 32 + i % 8;
-      const Line third = line_at<p>(block, i % 8), w = line_at<p>(field(block, 32), i);
+      const Line third = line_at<p>(field(block, 14), 2 * (i % 8));
+      const Line w = line_at<p>(field(block, 14), i < 8 ? 2 * i + 1 : 8 + i);
       put(line, (w & 3) | bit_of<4 * n, 2>(third));
       put(line + 8, (w >> 2 & 3) | bit_of<4 * n + 1, 2>(third));
       put(line + 16, (w >> 4 & 3) | bit_of<4 * n + 2, 2>(third));
@@ -206,7 +207,8 @@ struct Q4K {
   }
 };
 
-// As Q4_K, with fifth bits [32] before the nibbles: byte l has those of codes l, 32 + l, 64 + l, ... from bit 0 on.
+// As Q4_K, with fifth bits [32] in turn with the nibbles while there are: byte l has those of codes l, 32 + l, 64 + l,
+// ... from bit 0 on.
 struct Q5K {
   static constexpr int kInputs = 256, kBytes = 176, kScaled = 32, kZero = 0, kLargest = 31;
   static constexpr bool kBias = true, kByRow = false;
@@ -215,29 +217,31 @@ struct Q5K {
   static void codes(const uint8_t* block, const Put& put) {
     each_of<32>([&](auto index) __attribute__((always_inline)) {
       constexpr int i = decltype(index)::value, c = i / 8, line = c * 16 + i % 8;
-      const Line fifth = line_at<p>(field(block, 16), i % 8), w = line_at<p>(field(block, 48), i);
+      const Line fifth = line_at<p>(field(block, 16), 2 * (i % 8));
+      const Line w = line_at<p>(field(block, 16), i < 8 ? 2 * i + 1 : 8 + i);
       put(line, (w & 15) | bit_of<2 * c, 4>(fifth));
       put(line + 8, w >> 4 | bit_of<2 * c + 1, 4>(fifth));
     });
   }
 };
 
-// d s (q - 32) per 16: low 4 bits [128], high 2 bits [64], signed scales s [16], d fp16.
+// d s (q - 32) per 16: d fp16, signed scales s [16], low 4 bits [128] and high 2 bits [64] in turn: two lines of
+// nibbles and one of high bits.
 struct Q6K {
   static constexpr int kInputs = 256, kBytes = 210, kScaled = 16, kZero = 32, kLargest = 63;
   static constexpr bool kBias = false, kByRow = false;
   static void scales(const uint8_t* block, Scales scale, Scales) {
-    const Floats d = halves_at(field(block, 208));
+    const Floats d = halves_at(block);
     for (int s = 0; s < 16; ++s) {
-      write_scaled(d, bytes_at(field(block, 192), s) ^ 128, 128, scale[s]);  // signed bytes
+      write_scaled(d, bytes_at(field(block, 2), s) ^ 128, 128, scale[s]);  // signed bytes
     }
   }
   template <int p, typename Put>
   static void codes(const uint8_t* block, const Put& put) {
     each_of<16>([&](auto index) __attribute__((always_inline)) {
-      constexpr int i = decltype(index)::value, n = i / 8, j = i % 8, line = n * 32 + j;
-      const Line a = line_at<p>(block, n * 16 + j), b = line_at<p>(block, n * 16 + 8 + j);
-      const Line top = line_at<p>(field(block, 128), i);
+      constexpr int i = decltype(index)::value, line = i / 8 * 32 + i % 8;
+      const uint8_t* lines = field(block, 18) + 3 * i * kLine;
+      const Line a = line_at<p>(lines, 0), b = line_at<p>(lines, 1), top = line_at<p>(lines, 2);
       put(line, (a & 15) | (top & 3) << 4);
       put(line + 8, (b & 15) | (top & 12) << 2);
       put(line + 16, a >> 4 | (top & 48));
@@ -323,19 +327,19 @@ struct Mxfp4 {
   }
 };
 
-// d (q - 1), q of 0, 1, 2: five codes a byte [48], four a byte [4], d fp16.
+// d (q - 1), q of 0, 1, 2: d fp16, five codes a byte [48], four a byte [4].
 struct Tq1_0 {
   static constexpr int kInputs = 256, kBytes = 54, kScaled = 32, kZero = 1, kLargest = 2;
   static constexpr bool kBias = false, kByRow = false;
   static void scales(const uint8_t* block, Scales scale, Scales) {
-    const Floats d = halves_at(field(block, 52));
+    const Floats d = halves_at(block);
     for (int g = 0; g < 8; ++g) write(d, scale[g]);
   }
   template <int p, typename Put>
   static void codes(const uint8_t* block, const Put& put) {
-    each_of<8>([&](auto j) { digits<5>(line_at<p>(block, j.value), j.value, 8, put); });
-    each_of<4>([&](auto j) { digits<5>(line_at<p>(field(block, 32), j.value), 40 + j.value, 4, put); });
-    digits<4>(line_at<p>(field(block, 48), 0), 60, 1, put);
+    each_of<8>([&](auto j) { digits<5>(line_at<p>(field(block, 2), j.value), j.value, 8, put); });
+    each_of<4>([&](auto j) { digits<5>(line_at<p>(field(block, 34), j.value), 40 + j.value, 4, put); });
+    digits<4>(line_at<p>(field(block, 50), 0), 60, 1, put);
   }
   // Five digits in base 3, first the highest: a byte w is their number times 256 / 243, rounded up, so 3 w / 256 is the
   // first digit and 3 w modulo 256 has the others.
@@ -350,17 +354,17 @@ struct Tq1_0 {
   }
 };
 
-// d (q - 1): 2-bit codes [64], d fp16.
+// d (q - 1): d fp16, 2-bit codes [64].
 struct Tq2_0 {
   static constexpr int kInputs = 256, kBytes = 66, kScaled = 32, kZero = 1, kLargest = 2;
   static constexpr bool kBias = false, kByRow = false;
   static void scales(const uint8_t* block, Scales scale, Scales) {
-    const Floats d = halves_at(field(block, 64));
+    const Floats d = halves_at(block);
     for (int g = 0; g < 8; ++g) write(d, scale[g]);
   }
   template <int p, typename Put>
   static void codes(const uint8_t* block, const Put& put) {
-    put_pairs<p>(block, put);
+    put_pairs<p>(field(block, 2), put);
   }
 };
 
