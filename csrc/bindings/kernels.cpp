@@ -154,17 +154,24 @@ py::array_t<float> read_row(const PackedMatrix& matrix, int64_t row) {
   return out;
 }
 
-// Owns what QuantizedRows points to, for one tile.
-struct Tile {
-  std::vector<int8_t> codes;
-  std::vector<float> scale;
-  std::vector<int32_t> sum;
-  QuantizedRows rows;
-  Tile(int count, int64_t k)
-      : codes(static_cast<std::size_t>(count * k)),
-        scale(codes.size() / kGroup),
-        sum(scale.size() * 2),
-        rows{count, codes.data(), scale.data(), sum.data()} {}
+// Owns what QuantizedRows points to, for tiles of up to kMostRows rows.
+class Tiles {
+ public:
+  explicit Tiles(int64_t k)
+      : k_(k),
+        codes_(static_cast<std::size_t>(kMostRows * k)),
+        scale_(codes_.size() / kGroup),
+        sum_(scale_.size() * 2) {}
+  QuantizedRows at(int row, int rows) {
+    return {std::min(kTileRows, rows - row), codes_.data() + row * k_, scale_.data() + row * (k_ / kGroup),
+            sum_.data() + row * (k_ / kHalf)};
+  }
+
+ private:
+  int64_t k_;
+  std::vector<int8_t> codes_;
+  std::vector<float> scale_;
+  std::vector<int32_t> sum_;
 };
 
 const KernelSet& set_for(const std::optional<std::string>& isa) { return select_kernels(isa.value_or("")); }
@@ -178,13 +185,16 @@ py::array_t<float> matmul(const PackedMatrix& matrix, const py::array& x, const 
   const auto* in = static_cast<const float*>(x.data());
   float* out = y.mutable_data();
   const ReleasedGil release;
-  std::vector<float> padded(static_cast<std::size_t>(kTileRows * ldy));
-  for (int64_t row = 0; row < m; row += kTileRows) {
-    const int rows = static_cast<int>(std::min<int64_t>(kTileRows, m - row));
-    const float* tile_x = in + row * w.k;
-    Tile tile(is_float(w.encoding) ? 0 : rows, w.k);
-    if (!is_float(w.encoding)) set.quantize(tile_x, w.k, w.k, tile.rows);
-    set.gemm({&w, 0, panels, tile.rows, tile_x, w.k, rows, padded.data(), ldy});
+  std::vector<float> padded(static_cast<std::size_t>(kMostRows * ldy));
+  const bool quantised = !is_float(w.encoding);
+  Tiles tiles(quantised ? w.k : 0);
+  for (int64_t row = 0; row < m; row += kMostRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kMostRows, m - row));
+    const float* x_rows = in + row * w.k;
+    for (int tile = 0; quantised && tile < rows; tile += kTileRows) {
+      set.quantize(x_rows + tile * w.k, w.k, w.k, tiles.at(tile, rows));
+    }
+    set.gemm({&w, 0, panels, tiles.at(0, rows), x_rows, w.k, rows, padded.data(), ldy});
     for (int r = 0; r < rows; ++r) std::copy_n(padded.data() + r * ldy, w.n, out + (row + r) * w.n);
   }
   return y;

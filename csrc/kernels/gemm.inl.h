@@ -30,6 +30,26 @@ inline void in_blocks(int rows, const Body& body) {
   }
 }
 
+inline QuantizedRows tile_at(const Gemm& g, int row) {
+  const QuantizedRows& q = g.quantized;
+  const int rows = g.rows - row < kTileRows ? g.rows - row : kTileRows;
+  if (q.codes == nullptr) return {rows, nullptr, nullptr, nullptr};
+  return {rows, q.codes + row * g.w->k, q.scale + row * (g.w->k / kGroup), q.sum + row * (g.w->k / kHalf)};
+}
+
+// Calls body(product of one tile) for each, of kernels that take the codes as they are.
+template <typename Body>
+inline void each_tile(const Gemm& g, const Body& body) {
+  for (int row = 0; row < g.rows; row += kTileRows) {
+    Gemm tile = g;
+    tile.quantized = tile_at(g, row);
+    tile.x = g.x == nullptr ? nullptr : g.x + row * g.ldx;
+    tile.rows = tile.quantized.rows;
+    tile.y = g.y + row * g.ldy;
+    body(tile);
+  }
+}
+
 template <int kRows>
 inline void store_panel(const Gemm& g, int64_t panel, int first_row, const Part (&y)[kRows][kParts]) {
   for (int r = 0; r < kRows; ++r) {

@@ -15,6 +15,7 @@ constexpr int kLanes = 16;       // weight rows in a panel; floats in a virtual 
 constexpr int kGroup = 32;       // inputs that share an activation scale; weights share theirs by a multiple or a part
 constexpr int kHalf = 16;        // inputs that share a sum of activations, and a scale in some block encodings
 constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
+constexpr int kMostRows = 64;    // activation rows of a product: tiles that use a panel while it is in the caches
 constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
 
 // kQ5_0 and those after it are GGUF's block encodings, as blocks.h lays them out.
@@ -88,10 +89,10 @@ struct QuantizedRows {
 struct Gemm {
   const Weights* w;
   int64_t panel_begin, panel_end;
-  QuantizedRows quantized;  // but for floats
+  QuantizedRows quantized;  // but for floats: the first tile of kTileRows rows; the others follow, each whole
   const float* x;           // for float weights: fp32 [rows][ldx]
   int64_t ldx;
-  int rows;  // 1 .. kTileRows
+  int rows;  // 1 .. kMostRows
   float* y;  // fp32 [rows][ldy], where row 16 * panel_begin of w begins; panels write all their 16 lanes
   int64_t ldy;
 };

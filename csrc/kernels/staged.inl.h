@@ -150,14 +150,17 @@ void staged_panels(const Gemm& g) {
   Stage stage;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
-    float y[kTileRows][kLanes] = {};
+    float y[kMostRows][kLanes];
+    __builtin_memset(y, 0, static_cast<std::size_t>(g.rows) * sizeof y[0]);
     for (int64_t k = 0; k < g.w->k; k += kStageInputs) {
       const int inputs = static_cast<int>(g.w->k - k < kStageInputs ? g.w->k - k : kStageInputs);
       for (int at = 0; at < inputs; at += E::kInputs, block += kBlock) {
         for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kStagePrefetchBytes + line);
         unpack<E>(block, stage, at / kGroup);
       }
-      add_stage<Shape>(stage, E::kZero, inputs / kGroup, g.quantized, k / kGroup, y);
+      for (int row = 0; row < g.rows; row += kTileRows) {
+        add_stage<Shape>(stage, E::kZero, inputs / kGroup, tile_at(g, row), k / kGroup, y + row);
+      }
     }
     store_rows(g, panel, y);
   }
@@ -198,7 +201,8 @@ void table_panels(const Gemm& g) {
   const int64_t groups = g.w->k / kGroup, shared = g.w->group / kGroup;
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     const uint8_t* scale = g.w->codes + panel * g.w->panel_bytes + cell.codes;
-    float y[kTileRows][kLanes] = {};
+    float y[kMostRows][kLanes];
+    __builtin_memset(y, 0, static_cast<std::size_t>(g.rows) * sizeof y[0]);
     for (int64_t group = 0; group < groups; ++group) {
       const uint8_t* codes = scale - cell.codes + group % shared * 4 * kLine;
       alignas(64) uint8_t high[8][kLine], low[8][kLine];
@@ -208,10 +212,13 @@ void table_panels(const Gemm& g) {
           look_up(low_table, codes + s * kLine + at, low[s] + at, low[4 + s] + at);
         }
       }
-      in_powers(g.rows, [&](auto count, int first_row) {
-        add_table_group<decltype(count)::value>(high, low, halves(scale), g.w->table_scale, g.quantized, group,
-                                                first_row, y);
-      });
+      for (int row = 0; row < g.rows; row += kTileRows) {
+        const QuantizedRows tile = tile_at(g, row);
+        in_powers(tile.rows, [&](auto count, int first_row) {
+          add_table_group<decltype(count)::value>(high, low, halves(scale), g.w->table_scale, tile, group, first_row,
+                                                  y + row);
+        });
+      }
       if (group % shared == shared - 1) scale += cell.bytes;
     }
     store_rows(g, panel, y);
@@ -222,11 +229,11 @@ void table_panels(const Gemm& g) {
 
 void gemm(const Gemm& g) {
   switch (g.w->encoding) {
-    case Encoding::kInt4: return gemm_integers<NibbleDot, true>(g);
-    case Encoding::kInt8: return gemm_integers<ByteDot, false>(g);
-    case Encoding::kF16: return float_panels<HalfBits>(g);
-    case Encoding::kBF16: return float_panels<BFloatBits>(g);
-    case Encoding::kF32: return float_panels<float>(g);
+    case Encoding::kInt4: return each_tile(g, gemm_integers<NibbleDot, true>);
+    case Encoding::kInt8: return each_tile(g, gemm_integers<ByteDot, false>);
+    case Encoding::kF16: return each_tile(g, float_panels<HalfBits>);
+    case Encoding::kBF16: return each_tile(g, float_panels<BFloatBits>);
+    case Encoding::kF32: return each_tile(g, float_panels<float>);
     case Encoding::kTable4: return table_panels(g);
 #define CPUINFER_STAGED(encoding, Unpacked, name) \
   case Encoding::encoding: return staged_panels<Unpacked>(g);

@@ -107,7 +107,7 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
       read(tile.count, order_of(op.input_order, tile.expert, hidden));
     }
     constexpr int64_t kStride = kPanelsPerItem * kLanes;
-    float* gated = at(own(worker).tile);
+    float* gated = at(own(worker).gate);
     float* y = at(inner_) + tile.first * inner + (begin - tile.expert * gate_panels) * kLanes;
     multiply(gate, begin, end, in, 0, tile.count, gated, kStride);
     multiply(up, begin, end, in, 0, tile.count, y, inner);

@@ -100,7 +100,7 @@ int64_t Plan::count_panels(const Op& op) noexcept {
 // Few rows: chunks of some microseconds, so that a worker that falls behind leaves the rest to others, and as many for
 // each worker.  Many: chunks that stay in the cache, and enough of them to even out.
 Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
-  const int64_t panels = count_panels(op), row_blocks = ceil_div(rows, kRowBlock), workers = team_.size();
+  const int64_t panels = count_panels(op), row_blocks = ceil_div(rows, int64_t{kMostRows}), workers = team_.size();
   if (rows > kTileRows) {
     const int64_t chunk = std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem);
     return {ceil_div(panels, chunk), row_blocks};
@@ -113,11 +113,12 @@ Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
 // Runs body(piece) for each matrix that an item has panels of.
 template <typename Body>
 void Plan::each_part(const Op& op, const Cut& cut, int64_t rows, int64_t item, const Body& body) noexcept {
-  const int64_t panels = count_panels(op), chunk = item / cut.row_blocks, row = item % cut.row_blocks * kRowBlock;
+  const int64_t panels = count_panels(op), chunk = item / cut.row_blocks,
+                row = item % cut.row_blocks * int64_t{kMostRows};
   int64_t begin = panels * chunk / cut.chunks, end = panels * (chunk + 1) / cut.chunks;
   for (std::size_t weight = 0; end > 0; ++weight) {
     const int64_t own = op.weights[weight]->panels();
-    if (begin < own) body(Piece{weight, begin, std::min(end, own), row, std::min(rows, row + kRowBlock)});
+    if (begin < own) body(Piece{weight, begin, std::min(end, own), row, std::min(rows, row + int64_t{kMostRows})});
     begin = std::max<int64_t>(0, begin - own);
     end -= own;
   }
@@ -141,12 +142,13 @@ void Plan::each_piece(const Op& op, const int32_t* row_map, int64_t rows, int wo
   });
 }
 
-// y [count][ldy] = rows of the input, `row` on, times panels [begin, end) of a weight.
+// y [count][ldy] = rows of the input, `row` on, times panels [begin, end) of a weight; count <= kMostRows.
 void Plan::multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
                     float* y, int64_t ldy) const noexcept {
   const Weights& w = weight.view();
   const int rows = static_cast<int>(count);
-  kernels_.gemm({&w, begin, end, quantized_tile(in, w.k, row, rows), in.x + row * in.ldx, in.ldx, rows, y, ldy});
+  const QuantizedRows first = quantized_tile(in, w.k, row, std::min(kTileRows, rows));
+  kernels_.gemm({&w, begin, end, first, in.x + row * in.ldx, in.ldx, rows, y, ldy});
 }
 
 void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float* head_out, int worker) noexcept {
@@ -157,42 +159,36 @@ void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float
     const int64_t ldy = padded_width(id), first = piece.begin * kLanes;
     const int64_t width = std::min(piece.end * kLanes, weight.view().n) - first;
     float* out = (head_out != nullptr ? head_out : mutable_value(id)) + first;
-    for (int64_t row = piece.row; row < piece.row_end; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, piece.row_end - row);
-      multiply(weight, piece.begin, piece.end, in, row, count, out + row * ldy, ldy);
-      for (int64_t r = row; r < row + count; ++r) {
-        float* y = out + r * ldy;
-        if (!bias.empty()) kernels_.add(bias.data() + first, width, y);
-        if (op.activation != Activation::kNone) kernels_.activate(op.activation, width, y);
-        if (op.softcap != 0) kernels_.softcap(op.softcap, width, y);
-        add_residual(op, r, first, width, y);
-      }
+    multiply(weight, piece.begin, piece.end, in, piece.row, piece.row_end - piece.row, out + piece.row * ldy, ldy);
+    for (int64_t row = piece.row; row < piece.row_end; ++row) {
+      float* y = out + row * ldy;
+      if (!bias.empty()) kernels_.add(bias.data() + first, width, y);
+      if (op.activation != Activation::kNone) kernels_.activate(op.activation, width, y);
+      if (op.softcap != 0) kernels_.softcap(op.softcap, width, y);
+      add_residual(op, row, first, width, y);
     }
   });
 }
 
 void Plan::run_glu(const Op& op, int worker) noexcept {
-  float* gate = at(own(worker).tile);
+  float* gate = at(own(worker).gate);
   constexpr int64_t kStride = kPanelsPerItem * kLanes;
   each_piece(op, nullptr, step_.rows, worker, [&](const Piece& piece, const Input& in) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
     const int64_t first = piece.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
     // Few rows: panel by panel, as they lie in memory.  Many: what is read once lies in the cache.
-    const int64_t run = piece.row_end - piece.row > kTileRows ? piece.end - piece.begin : 1;
-    for (int64_t row = piece.row; row < piece.row_end; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, piece.row_end - row);
-      float* y = row_of(op.outputs[0], row) + piece.begin * kLanes;
-      for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
-        const int64_t at = (panel - piece.begin) * kLanes;
-        multiply(*op.weights[0], panel, panel + run, in, row, count, gate + at, kStride);
-        multiply(*op.weights[1], panel, panel + run, in, row, count, y + at, ldy);
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
-        if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);
-        kernels_.activate(op.activation, lanes, gate + r * kStride);
-        kernels_.multiply(gate + r * kStride, lanes, y + r * ldy);
-      }
+    const int64_t count = piece.row_end - piece.row, run = count > kTileRows ? piece.end - piece.begin : 1;
+    float* y = row_of(op.outputs[0], piece.row) + piece.begin * kLanes;
+    for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
+      const int64_t at = (panel - piece.begin) * kLanes;
+      multiply(*op.weights[0], panel, panel + run, in, piece.row, count, gate + at, kStride);
+      multiply(*op.weights[1], panel, panel + run, in, piece.row, count, y + at, ldy);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
+      if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);
+      kernels_.activate(op.activation, lanes, gate + r * kStride);
+      kernels_.multiply(gate + r * kStride, lanes, y + r * ldy);
     }
   });
 }

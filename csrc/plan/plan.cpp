@@ -84,7 +84,7 @@ void Plan::lay_out_arena() {
     Scratch& scratch = scratch_.emplace_back();
     scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
     scratch.unordered = layout.take(widest_);
-    scratch.tile = layout.take(kTileRows * kPanelsPerItem * kLanes);
+    scratch.gate = layout.take(kMostRows * kPanelsPerItem * kLanes);
     scratch.scores = layout.take(kTileRows * round_up(limits_.context, kLanes));
     scratch.codes = layout.take(code_floats(kTileRows * widest_));
     scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));

@@ -74,7 +74,7 @@ class Plan {
   struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
     int64_t normed;             // [kTileRows][widest input]
     int64_t unordered;          // [widest input]: a row before its inputs are put into another order
-    int64_t tile;               // [kTileRows][kPanelsPerItem * 16]: the gate of glu
+    int64_t gate;               // [kMostRows][kPanelsPerItem * 16]: of glu
     int64_t scores;             // [kTileRows][context]
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
@@ -98,8 +98,6 @@ class Plan {
   static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 128 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
-  static constexpr int64_t kRowBlock =
-      8 * kTileRows;                         // rows of an item: what a chunk's panels, once read, are used for
   static constexpr std::size_t kPhases = 5;  // of an op, at most
 
   void check();
