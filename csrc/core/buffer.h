@@ -24,14 +24,14 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(std::size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
-    const std::size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
+    if (bytes >= kHugePage) {
+      map();
+      return;
+    }
     void* block = nullptr;
-    if (posix_memalign(&block, alignment, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&block, kCacheLine, bytes) != 0) throw std::bad_alloc();
     data_.reset(block, [](void* p) { std::free(p); });
-    // Streaming from huge pages is faster by half.  Only whole ones, so that no more memory becomes resident; where the
-    // system declines, small pages serve.
-    if (alignment == kHugePage) madvise(data_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-    std::memset(data_.get(), 0, bytes);
+    std::memset(block, 0, bytes);
   }
   std::size_t bytes() const noexcept { return bytes_; }
   template <typename T>
@@ -45,6 +45,21 @@ class Buffer {
 
  private:
   friend class BufferPool;
+
+  // Pages of its own, which the system clears when they are first written: by as many threads as write.
+  void map() {
+    if (bytes_ > SIZE_MAX - kHugePage) throw std::bad_alloc();
+    const std::size_t mapped = bytes_ + kHugePage;  // enough to begin at a huge page
+    void* block = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    const std::size_t skipped = (kHugePage - reinterpret_cast<std::uintptr_t>(block) % kHugePage) % kHugePage;
+    void* begin = static_cast<std::byte*>(block) + skipped;
+    data_.reset(begin, [block, mapped](void*) { munmap(block, mapped); });  // which unmaps also if it throws
+    // Streaming from huge pages is faster by half.  Only whole ones, so that no more memory becomes resident; where the
+    // system declines, small pages serve.
+    madvise(begin, bytes_ / kHugePage * kHugePage, MADV_HUGEPAGE);
+  }
+
   std::shared_ptr<void> data_;
   std::size_t bytes_ = 0;
 };

@@ -45,6 +45,13 @@ constexpr BlockLayout kLayouts[] = {
 #undef CPUINFER_LAYOUT
 };
 
+template <int kUnit>
+void copy_units(const BlockField& field, const uint8_t* in, uint8_t* to) {
+  for (const uint8_t* end = in + field.bytes; in < end; in += kUnit, to += field.stride * kLanes) {
+    std::memcpy(to, in, kUnit);
+  }
+}
+
 template <typename E>
 void read_row(const uint8_t* panel, int64_t blocks, int64_t lane, float* out) {
   Stage stage;
@@ -77,9 +84,13 @@ void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, 
       uint8_t* out = panel + b * layout.bytes * kLanes;
       for (const BlockField& field : layout.fields) {
         uint8_t* to = out + field.at * kLanes + (lane + row) * field.unit;
-        for (int i = 0; i < field.bytes; i += field.unit, in += field.unit, to += field.stride * kLanes) {
-          std::memcpy(to, in, static_cast<std::size_t>(field.unit));
+        switch (field.unit) {
+          case 1: copy_units<1>(field, in, to); break;
+          case 2: copy_units<2>(field, in, to); break;
+          case 4: copy_units<4>(field, in, to); break;
+          default: std::memcpy(to, in, static_cast<std::size_t>(field.unit));  // a whole block
         }
+        in += field.bytes;
       }
     }
   }
