@@ -273,8 +273,16 @@ def test_wrong_shapes_types_and_codes_are_named() -> None:
         _core.PackedMatrix("table4", 16, 32, table=[0.0] * 15)
     with pytest.raises(UnsupportedFormat, match=r"^a table with a number that is not finite$"):
         _core.PackedMatrix("table4", 16, 32, table=[float("nan")] * 16)
-    with pytest.raises(InvalidRequest, match=r"^rows of blocks for a matrix of int4$"):
+    with pytest.raises(InvalidRequest, match=r"^blocks: uint8 \(4, 64\), expected contiguous uint8 \(\*, 36\)$"):
         matrix.set_block_rows(0, codes)
+    for other in (
+        _core.PackedMatrix("int4", 16, 64, group=64),
+        _core.PackedMatrix("int4", 16, 64, has_zeros=True),
+        _core.PackedMatrix("table4", 16, 64, table=[0.0] * 16),
+        _core.PackedMatrix("f32", 16, 64),
+    ):
+        with pytest.raises(InvalidRequest, match=rf"^rows of blocks for a matrix of {other.encoding}$"):
+            other.set_block_rows(0, codes)
     with pytest.raises(InvalidRequest, match=r"^zeros: missing, the matrix has them$"):
         _core.PackedMatrix("int4", 16, 64, has_zeros=True).set_integer_rows(0, codes, scale)
     with pytest.raises(UnsupportedFormat, match=r"^zero point 16: expected a code, 0 to 15$"):

@@ -209,10 +209,36 @@ void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* co
   }
 }
 
+// Blocks of integers into lanes [lane, lane + rows) of a panel's cells.
+void PackedMatrix::set_cells(const uint8_t* blocks, int64_t rows, int64_t lane, uint8_t* panel) {
+  const Cell& cell = view_.cell;
+  const int64_t groups = view_.k / kGroup, block_bytes = row_bytes() / groups;
+  const bool nibbles = view_.encoding == Encoding::kInt4;
+  for (int64_t g = 0; g < groups; ++g, panel += cell.bytes) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* in = blocks + (r * groups + g) * block_bytes;
+      const auto take_half = [&](int64_t to) {
+        std::memcpy(panel + to + (lane + r) * 2, in, 2);
+        in += 2;
+      };
+      take_half(cell.codes);
+      if (cell.bias) take_half(cell.bias);
+      for (int s = 0; s < (nibbles ? 4 : 8); ++s, in += 4) {
+        uint32_t word;
+        std::memcpy(&word, in, sizeof word);
+        if (!nibbles) word ^= 0x80808080u;  // a signed byte plus 128
+        std::memcpy(panel + s * kBlock + 4 * (lane + r), &word, sizeof word);
+      }
+    }
+  }
+}
+
 void PackedMatrix::set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks) {
   const int64_t bytes = row_bytes();
   for_panels(row, rows, [&](int64_t panel, int64_t lane, int64_t end, int64_t source) {
-    pack_blocks(*blocks_, blocks + source * bytes, end - lane, view_.k / blocks_->inputs, lane, panel_at(panel));
+    const uint8_t* first = blocks + source * bytes;
+    if (blocks_ == nullptr) return set_cells(first, end - lane, lane, panel_at(panel));
+    pack_blocks(*blocks_, first, end - lane, view_.k / blocks_->inputs, lane, panel_at(panel));
   });
 }
 
@@ -272,6 +298,9 @@ void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
   }
 }
 
-int64_t PackedMatrix::row_bytes() const noexcept { return row_bytes_of(view_.encoding, view_.k); }
+int64_t PackedMatrix::row_bytes() const noexcept {
+  if (view_.cell.bytes == 0) return row_bytes_of(view_.encoding, view_.k);
+  return view_.k / view_.group * view_.cell.bytes / kLanes;
+}
 
 }  // namespace cpuinfer

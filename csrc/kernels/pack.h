@@ -50,7 +50,8 @@ class PackedMatrix {
                         const uint8_t* zeros = nullptr);
   // Rows of a float encoding: values [rows][k], two or four bytes each as the encoding says.
   void set_float_rows(int64_t row, int64_t rows, const void* values);
-  // Rows of a block encoding, as in the file.
+  // Rows of a block encoding, as in the file; or, of integers in groups of 32 without zero points, of blocks of an fp16
+  // scale, an fp16 bias if there are any, and codes: 16 bytes of nibbles, the low ones first, or 32 signed bytes.
   void set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks);
 
   // Row -> fp32 [k]: value = fma(scale, code - zero, bias).  For embeddings; baseline code.
@@ -60,12 +61,13 @@ class PackedMatrix {
   int64_t panels() const noexcept { return ceil_div(view_.n, kLanes); }
   int64_t bytes() const noexcept { return panels() * panel_bytes_; }
   int64_t panel_bytes() const noexcept { return panel_bytes_; }
-  int64_t row_bytes() const noexcept;  // of one row's codes
+  int64_t row_bytes() const noexcept;  // of one row's codes, or blocks
 
  private:
   uint8_t* panel_at(int64_t panel) noexcept { return data_.as<uint8_t>() + begin_ + panel * view_.panel_bytes; }
   const uint8_t* panel_at(int64_t panel) const noexcept { return view_.codes + panel * view_.panel_bytes; }
   int64_t code_offset(int64_t i) const noexcept;
+  void set_cells(const uint8_t* blocks, int64_t rows, int64_t lane, uint8_t* panel);
   float read_integer(int64_t row, int64_t i) const noexcept;
 
   Buffer data_;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +102,7 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True)
 class BlockRows:
-    """Rows of one of GGUF's block types, as the file has them: kernels unpack them as they go."""
+    """Rows of one of GGUF's block types, as the file has them: the core puts their bytes where kernels read them."""
 
     raw: npt.NDArray[np.uint8]
     """[rows, row_bytes]."""
@@ -113,8 +113,9 @@ class BlockRows:
         """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the core."""
         from cpuinfer import _core
 
-        if dtype is np.float32:
-            return _core.read_blocks(self.form.layout, self.raw, self.k).astype(dtype, copy=False)
+        if dtype is np.float32 and self.form.layout not in ("int4", "int8"):
+            layout = cast("BlockLayout", self.form.layout)
+            return _core.read_blocks(layout, self.raw, self.k).astype(dtype, copy=False)
         block = blocks(self.raw, self.k, elements=self.form.elements, block_bytes=self.form.block_bytes)
         with np.errstate(invalid="ignore"):  # infinite scales times zero are NaN, as in kernels
             return self.form.values(block).reshape(len(self.raw), self.k).astype(dtype, copy=False)
@@ -164,14 +165,16 @@ class Format:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFormat:
-    """One of GGUF's block types, which kernels unpack from the bytes of the file: a ``Format`` that decodes nothing."""
+    """One of GGUF's block types, whose bytes are packed as they are: a ``Format`` that decodes nothing."""
 
-    layout: BlockLayout
+    layout: BlockLayout | Literal["int4", "int8"]
+    """int4 and int8 for blocks of 32: fp16 scale, fp16 bias if any, codes in the order of the kernels' groups."""
     elements: int
     """Values of a block."""
     block_bytes: int
-    zero: ClassVar[int] = 0
-    has_bias: ClassVar[bool] = False
+    zero: int = 0
+    """Subtracted from every code, of int4 and int8."""
+    has_bias: bool = False
     values: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
     """uint8 [rows, blocks, block_bytes] -> exact values [rows, blocks, elements]."""
 
@@ -197,10 +200,6 @@ def halves(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float16]
 
 
 def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.uint8]:
-    """Codes of blocks whose 16 bytes at ``offset`` hold codes 0 to 15 low and 16 to 31 high: uint8 [rows, k]."""
+    """Codes of blocks whose 16 bytes at ``offset`` hold codes 0 to 15 low and 16 to 31 high: [rows, blocks, 32]."""
     packed = block[:, :, offset : offset + GROUP // 2]
-    rows, groups, _ = block.shape
-    codes = np.empty((rows, groups, GROUP), np.uint8)
-    np.bitwise_and(packed, 15, out=codes[:, :, : GROUP // 2])
-    np.right_shift(packed, 4, out=codes[:, :, GROUP // 2 :])
-    return codes.reshape(rows, groups * GROUP)
+    return np.concatenate([packed & 15, packed >> 4], axis=2)

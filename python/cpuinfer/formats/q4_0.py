@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.formats.canonical import GROUP, Format, IntegerRows, blocks, halves, split_nibbles
+from cpuinfer.formats.canonical import BlockFormat, halves, split_nibbles
+from cpuinfer.formats.packed import scaled
 
 ZERO = 8
 
 
-def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
-    block = blocks(raw, k, elements=GROUP, block_bytes=18)
-    return IntegerRows(split_nibbles(block, 2), halves(block, 0), zero=ZERO)
+def _values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    return scaled(halves(block, 0)[..., None], split_nibbles(block, 2).astype(np.int64) - ZERO)
 
 
-FORMAT = Format(layout="int4", elements=32, block_bytes=18, zero=ZERO, decode=_decode)
+FORMAT = BlockFormat(layout="int4", elements=32, block_bytes=18, zero=ZERO, values=_values)

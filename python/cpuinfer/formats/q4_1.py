@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.formats.canonical import GROUP, Format, IntegerRows, blocks, halves, split_nibbles
+from cpuinfer.formats.canonical import BlockFormat, halves, split_nibbles
+from cpuinfer.formats.packed import scaled
 
 
-def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
-    block = blocks(raw, k, elements=GROUP, block_bytes=20)
-    return IntegerRows(split_nibbles(block, 4), halves(block, 0), bias=halves(block, 2))
+def _values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    bias = halves(block, 2).astype(np.float64)[..., None]
+    return scaled(halves(block, 0)[..., None], split_nibbles(block, 4), -bias)
 
 
-FORMAT = Format(layout="int4", elements=32, block_bytes=20, has_bias=True, decode=_decode)
+FORMAT = BlockFormat(layout="int4", elements=32, block_bytes=20, has_bias=True, values=_values)

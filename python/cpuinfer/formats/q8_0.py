@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cpuinfer.formats.canonical import GROUP, Format, IntegerRows, blocks, halves
+from cpuinfer.formats.canonical import BlockFormat, halves
+from cpuinfer.formats.packed import scaled
 
 ZERO = 128
+"""Of the codes as packed, which have no signs."""
 
 
-def _decode(raw: npt.NDArray[np.uint8], k: int) -> IntegerRows:
-    block = blocks(raw, k, elements=GROUP, block_bytes=34)
-    codes = block[:, :, 2:] ^ np.uint8(ZERO)  # a signed byte plus 128 is that byte with its top bit turned
-    return IntegerRows(codes.reshape(len(raw), k), halves(block, 0), zero=ZERO)
+def _values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    return scaled(halves(block, 0)[..., None], block[:, :, 2:].view(np.int8))
 
 
-FORMAT = Format(layout="int8", elements=32, block_bytes=34, zero=ZERO, decode=_decode)
+FORMAT = BlockFormat(layout="int8", elements=32, block_bytes=34, zero=ZERO, values=_values)
