@@ -176,7 +176,7 @@ def test_what_is_not_a_template_is_a_damaged_file(source: str, message: str) -> 
 
 
 def test_a_template_includes_no_files() -> None:
-    with pytest.raises(InvalidRequest, match="no loader"):
+    with pytest.raises(CheckpointError, match="line 1: there is no other template"):
         render("{% include '/etc/passwd' %}")
 
 

@@ -16,6 +16,7 @@ NEST = (
     "{% set n = namespace(x=[], y=[]) %}{% for i in range(60) %}"
     "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}"
 )
+NAMES = "".join(f"{{% set a{i} = 1 %}}" for i in range(600))
 DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
 
 
@@ -131,7 +132,11 @@ LEVELS = "makes a value of more than 100 levels"
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
         (NEST + "{{ [][n.x] }}", "takes more than 0.7 seconds"),
         (NEST + "{{ raise_exception(n.x) }}", "takes more than 0.7 seconds"),
+        ("{{ range(999) | groupby('a.' * 500000, default='x') }}", "takes more than 0.7 seconds"),
+        ("{% set t = '漢' * 262144 %}{% set x = [" + "t | list, " * 16 + "] %}", "makes too many values"),
         # What has no check.
+        ("{{ [-(10 ** 9)] | map('cpuinfer print') | list }}", "No filter named 'cpuinfer print'"),
+        ("{% autoescape true %}{{ '&' * 10 ** 6 }}{% endautoescape %}", "line 1: autoescape has no place"),
         ("{{ dict.fromkeys(range(99999)) }}", "reaches for 'fromkeys' of 'type'"),
         ("{{ (1).from_bytes([255] * 99999) }}", "reaches for 'from_bytes' of 'int'"),
         ("{{ 'x'.translate({}) }}", "reaches for 'translate' of 'str'"),
@@ -139,8 +144,11 @@ LEVELS = "makes a value of more than 100 levels"
         # Source that takes long to compile.
         ("{{a}}" * 50000, "line 1: more than 8192 tokens"),
         ("{{ " + "a ~ " * 50000 + "a }}", "line 1: more than 8192 tokens"),
+        (NAMES + "{% include 'x' %}" * 900, "line 1: there is no other template"),
+        (NAMES + "{% import 'x' as y with context %}" * 500, "line 1: there is no other template"),
+        (NAMES + "".join(f"{{% block b{i} scoped %}}{{% endblock %}}" for i in range(450)), "cannot be scoped"),
     ],
-    ids=range(34),
+    ids=range(41),
 )
 def test_no_single_call_takes_long_or_makes_much(hole: str, message: str) -> None:
     with pytest.raises(CpuInferError) as caught:

@@ -30,6 +30,8 @@ ROOM = 32
 """Values of that length that may be made in all."""
 ITEM = 8
 """Characters that an item of a list or dictionary counts for in that room."""
+NEW_ITEM = 24
+"""The same where the items are made as well: one character takes the room of that many."""
 MAX_DEPTH = 100
 """Of values within values: Python hashes tuples by a recursion that nothing stops."""
 MAX_BITS = 4096
@@ -142,15 +144,15 @@ def _items(value: object) -> Any:
     return value if isinstance(value, (list, tuple, Mapping, *_VIEWS)) else None
 
 
-def made(value: Any) -> Any:
-    """The value, refused if too large, and counted."""
+def made(value: Any, item: int = ITEM) -> Any:
+    """The value, refused if too large, and counted by the characters that an item is worth."""
     limits = budget()
     if isinstance(value, (str, bytes)):
         limits.check_text(len(value))
         limits.spend(len(value))
     elif isinstance(value, (list, tuple, dict)):
         limits.check_items(len(value))
-        limits.spend(ITEM * len(value))
+        limits.spend(item * len(value))
     return value
 
 
@@ -349,7 +351,7 @@ def called(run: Callable[[], Any], check: Check, args: tuple[Any, ...], kwargs: 
     result = run()
     if isinstance(result, Iterator):  # at once: one within another within ... is beyond what Python can walk
         result = list(_clocked(result))
-    return result if check is _free else made(result)
+    return result if check is _free else made(result, NEW_ITEM)
 
 
 def _clocked(items: Iterator[Any]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn, cast
 
 from jinja2 import Template, TemplateSyntaxError, nodes, pass_context
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
@@ -82,6 +82,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return bounds.made(super().call_binop(context, operator, left, right))
 
     def getitem(self, obj: Any, argument: Any) -> Any | Undefined:
+        bounds.budget().tick()  # filters look up an attribute of many names, one by one
         bounds.length(argument)  # which is hashed, or told of in an error
         return super().getitem(obj, argument)
 
@@ -91,6 +92,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return super().call(context, target, *args, **kwargs)
         run = super().call
         return bounds.call(target, lambda: run(context, target, *args, **kwargs), args, kwargs)
+
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in bounds.FILTERS:  # map takes a filter by its name, and those of the syntax tree are none
+            raise TemplateRuntimeError(f"No filter named {name!r}.")
+        return super().call_filter(name, *args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return bounds.has_attribute(obj, attr) and super().is_safe_attribute(obj, attr, value)
@@ -162,6 +168,19 @@ def _statement(name: str, argument: object, place: nodes.Node) -> nodes.Node:
 
 
 class _Metered(NodeTransformer):
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier) -> nodes.Node:
+        raise TemplateSyntaxError("autoescape has no place in a prompt", node.lineno)  # it prints more than is counted
+
+    def visit_Include(self, node: nodes.Node) -> nodes.Node:  # compiled with all names so far, each time
+        raise TemplateSyntaxError("there is no other template", node.lineno)
+
+    visit_Import = visit_FromImport = visit_Extends = visit_Include
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:
+        if node.scoped:  # likewise
+            raise TemplateSyntaxError("a block cannot be scoped", node.lineno)
+        return self.generic_visit(node)
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filter(_CONCATENATE, nodes.List(node.nodes).set_lineno(node.lineno))
