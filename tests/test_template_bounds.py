@@ -17,6 +17,7 @@ NEST = (
     "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}"
 )
 NAMES = "".join(f"{{% set a{i} = 1 %}}" for i in range(600))
+PARTS = "{{% set t = 'x' * 10 ** 6 %}}{}" + "{{{{ t }}}}" * 30 + "{}"
 DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
 
 
@@ -134,6 +135,9 @@ LEVELS = "makes a value of more than 100 levels"
         (NEST + "{{ raise_exception(n.x) }}", "takes more than 0.7 seconds"),
         ("{{ range(999) | groupby('a.' * 500000, default='x') }}", "takes more than 0.7 seconds"),
         ("{% set t = '漢' * 262144 %}{% set x = [" + "t | list, " * 16 + "] %}", "makes too many values"),
+        (PARTS.format("{% set x %}", "{% endset %}"), "makes a text of more than 10"),
+        (PARTS.format("{% set x | default %}", "{% endset %}"), "makes a text of more than 10"),
+        (PARTS.format("{% macro f() %}", "{% endmacro %}{% set x = f() %}"), "makes a text of more than 10"),
         # What has no check.
         ("{{ [-(10 ** 9)] | map('cpuinfer print') | list }}", "No filter named 'cpuinfer print'"),
         ("{% autoescape true %}{{ '&' * 10 ** 6 }}{% endautoescape %}", "line 1: autoescape has no place"),
@@ -148,7 +152,7 @@ LEVELS = "makes a value of more than 100 levels"
         (NAMES + "{% import 'x' as y with context %}" * 500, "line 1: there is no other template"),
         (NAMES + "".join(f"{{% block b{i} scoped %}}{{% endblock %}}" for i in range(450)), "cannot be scoped"),
     ],
-    ids=range(41),
+    ids=range(44),
 )
 def test_no_single_call_takes_long_or_makes_much(hole: str, message: str) -> None:
     with pytest.raises(CpuInferError) as caught:

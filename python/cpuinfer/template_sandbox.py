@@ -89,7 +89,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(target, (Macro, LoopContext, BlockReference)):  # whose bodies are bounded
             bounds.budget().tick()
-            return super().call(context, target, *args, **kwargs)
+            text = super().call(context, target, *args, **kwargs)
+            bounds.length(text)
+            return text
         run = super().call
         return bounds.call(target, lambda: run(context, target, *args, **kwargs), args, kwargs)
 
@@ -217,6 +219,12 @@ class _Metered(NodeTransformer):
             node.dyn_args = _filter("list", node.dyn_args)
         if node.dyn_kwargs is not None:
             node.dyn_kwargs = _filter(_COUNTED, node.dyn_kwargs)
+        return node
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
+        self.generic_visit(node)
+        weigh = nodes.Filter(node.filter, _WEIGH, [], [], None, None)  # without a filter, of the block itself
+        node.filter = cast("nodes.Filter", weigh.set_lineno(node.lineno))
         return node
 
     def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
