@@ -201,3 +201,9 @@ def test_a_long_message_is_no_attack() -> None:
     text = "Hello, world!\n" * 300_000
     source = "{% set ns = namespace(t='') %}{% set ns.t = ns.t ~ messages[0].content.strip() %}{{ ns.t | tojson }}"
     assert len(template(source).render([{"role": "user", "content": text}])) > len(text)
+
+
+def test_a_call_is_not_measured_by_the_names_of_its_loop() -> None:
+    source = "{% for m in messages %}{% set t = m.content %}{{ t.strip() }}{{ ', '.join(['a', 'b'] * 99) }}{% endfor %}"
+    text = "Hello, world! " * 300_000
+    assert template(source).render([{"role": "user", "content": text}]).startswith(text.strip() + "a, b")

@@ -74,6 +74,10 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+_COMPILERS = ("_loop_vars", "_block_vars")
+"""Names that compiled code adds to a call, and that jinja2 takes away before the function sees them."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
@@ -93,7 +97,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             bounds.length(text)
             return text
         run = super().call
-        return bounds.call(target, lambda: run(context, target, *args, **kwargs), args, kwargs)
+        given = {name: value for name, value in kwargs.items() if name not in _COMPILERS}
+        return bounds.call(target, lambda: run(context, target, *args, **kwargs), args, given)
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if name not in bounds.FILTERS:  # map takes a filter by its name, and those of the syntax tree are none
