@@ -207,3 +207,28 @@ def test_a_call_is_not_measured_by_the_names_of_its_loop() -> None:
     source = "{% for m in messages %}{% set t = m.content %}{{ t.strip() }}{{ ', '.join(['a', 'b'] * 99) }}{% endfor %}"
     text = "Hello, world! " * 300_000
     assert template(source).render([{"role": "user", "content": text}]).startswith(text.strip() + "a, b")
+
+
+def test_a_conversation_may_be_written_into_one_text() -> None:
+    source = (
+        "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t ~ m.content %}{% endfor %}{{ ns.t }}"
+    )
+    messages = [{"role": "user", "content": "Hello, world! " * 8}] * 3000
+    assert template(source).render(messages) == "Hello, world! " * 24000
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('x' * 10 ** 6) }}",
+        "{{ messages['x' * 10 ** 6].y }}",
+        "{{ x | " + "a" * 200000 + " }}",
+        "{{ 1 " + "a" * 200000 + " }}",
+    ],
+    ids=range(4),
+)
+def test_an_error_is_short_whatever_the_template_says(source: str) -> None:
+    with pytest.raises(CpuInferError) as caught:
+        render(source)
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).endswith("...")

@@ -18,6 +18,8 @@ Message = Mapping[str, object]
 
 MAX_SOURCE = 1 << 18
 """Characters of a template."""
+MAX_MESSAGE = 500
+"""Of an error's."""
 
 
 class ChatTemplate:
@@ -46,7 +48,8 @@ class ChatTemplate:
         try:
             return template_sandbox.compiled(source)
         except TemplateSyntaxError as error:
-            raise CheckpointError(f"{origin}: chat template, line {error.lineno}: {error.message}") from error
+            message = _clipped(error.message)
+            raise CheckpointError(f"{origin}: chat template, line {error.lineno}: {message}") from error
         except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{origin}: the chat template is too deeply nested or malformed: {error}") from error
 
@@ -89,12 +92,19 @@ class ChatTemplate:
 
         try:
             return template_sandbox.render(self._template if tools is None else self._tool_use, variables)
-        except InvalidRequest:
-            raise
+        except template_sandbox.Refused as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {_clipped(error)}") from None
         except template_sandbox.STOPPED as error:
-            raise CheckpointError(f"{self._origin}: the chat template was stopped: {error}") from error
+            raise CheckpointError(f"{self._origin}: the chat template was stopped: {_clipped(error)}") from error
         except Exception as error:
-            raise InvalidRequest(f"{self._origin}: the chat template fails on these messages: {error}") from error
+            message = f"{self._origin}: the chat template fails on these messages: {_clipped(error)}"
+            raise InvalidRequest(message) from error
+
+
+def _clipped(message: object) -> str:
+    """As much of a message as a person reads: templates have a say in some."""
+    text = str(message)
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, object]]:

@@ -96,8 +96,11 @@ def rendering(variables: Mapping[str, object]) -> Iterator[None]:
     """A rendering with its budget, by the size of what it is given."""
     token = _budget.set(Budget(1 << 40, 0, MAX_SECONDS))
     try:
-        largest = MAX_TEXT + GROWTH * length(dict(variables))
-        _budget.set(Budget(largest, ROOM * largest, MAX_SECONDS * largest / MAX_TEXT))
+        given, messages = length(dict(variables)), variables.get("messages")
+        largest = MAX_TEXT + GROWTH * given
+        # A template may add one message after another to a text, a new one each time.
+        room = ROOM * largest + GROWTH * given * (len(messages) if isinstance(messages, list) else 0)
+        _budget.set(Budget(largest, room, MAX_SECONDS * largest / MAX_TEXT))
         yield
     finally:
         _budget.reset(token)

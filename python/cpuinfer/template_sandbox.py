@@ -21,10 +21,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from cpuinfer import template_bounds as bounds
-from cpuinfer.errors import InvalidRequest
 
 MAX_TOKENS = 1 << 13
 """Of a template: the longest published ones have 2,500, and compiling takes 50 microseconds for each."""
+
+
+class Refused(Exception):
+    """By the template itself, with `raise_exception`."""
+
 
 STOPPED = (SecurityError, bounds.Exhausted, OverflowError, MemoryError, RecursionError)
 """How a template ends that leaves the sandbox or its bounds: OverflowError if a range is too long."""
@@ -256,7 +260,7 @@ def _to_json(
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise InvalidRequest(f"the chat template refuses these messages: {message}")
+    raise Refused(str(message))
 
 
 def _strftime_now(pattern: str) -> str:
