@@ -22,6 +22,7 @@ CSRC = ROOT / "csrc"
 PYTHON_LAYERS = (
     {"errors", "description", "results", "_core", "__init__"},
     {"config", "machine", "sampling", "store", "template_bounds"},
+    {"template_calls"},
     {"template_sandbox"},
     {"ops", "checkpoint", "chat", "rope", "tokenizer"},
     {"graph"},

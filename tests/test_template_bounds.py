@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cpuinfer import template_bounds
+from cpuinfer import template_bounds, template_calls
 from cpuinfer.errors import CheckpointError, CpuInferError
 from test_chat import render, template
 
@@ -163,8 +163,8 @@ def test_no_single_call_takes_long_or_makes_much(hole: str, message: str) -> Non
 TEXTS = ("'x' * 10 ** 6", "'x ' * 130000", "'\U0001f642' * 10 ** 6")
 LISTS = ("[1] * 200000", "['&<'] * 90000")
 OF_TEXTS = [
-    *(f".{name}({argument})" for name in template_bounds.METHODS[str] for argument in ("", "'xy'")),
-    *(f"is {name}" for name in template_bounds.TESTS if name.isalpha()),
+    *(f".{name}({argument})" for name in template_calls.METHODS[str] for argument in ("", "'xy'")),
+    *(f"is {name}" for name in template_calls.TESTS if name.isalpha()),
     *("| replace('x', 'y')", "| indent", "| string | forceescape"),
 ]
 OF_LISTS = [
@@ -172,7 +172,7 @@ OF_LISTS = [
     *("| sort(attribute='0,' * 999)", "| map(attribute='real.' * 99999)", "| join | forceescape | tojson"),
 ]
 CALLS = [
-    *((value, f"| {name}") for value in TEXTS + LISTS for name in template_bounds.FILTERS),
+    *((value, f"| {name}") for value in TEXTS + LISTS for name in template_calls.FILTERS),
     *((value, call) for value in TEXTS for call in OF_TEXTS),
     *((value, call) for value in LISTS for call in OF_LISTS),
 ]

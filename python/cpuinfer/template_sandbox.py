@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from cpuinfer import template_bounds as bounds
+from cpuinfer import template_calls as calls
 
 MAX_TOKENS = 1 << 13
 """Of a template: the longest published ones have 2,500, and compiling takes 50 microseconds for each."""
@@ -102,15 +103,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return text
         run = super().call
         given = {name: value for name, value in kwargs.items() if name not in _COMPILERS}
-        return bounds.call(target, lambda: run(context, target, *args, **kwargs), args, given)
+        return calls.call(target, lambda: run(context, target, *args, **kwargs), args, given)
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if name not in bounds.FILTERS:  # map takes a filter by its name, and those of the syntax tree are none
+        if name not in calls.FILTERS:  # map takes a filter by its name, and those of the syntax tree are none
             raise TemplateRuntimeError(f"No filter named {name!r}.")
         return super().call_filter(name, *args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return bounds.has_attribute(obj, attr) and super().is_safe_attribute(obj, attr, value)
+        return calls.has_attribute(obj, attr) and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:  # at once, not when it is used
         raise SecurityError(f"it reaches for {attribute!r} of {type(obj).__name__!r}")
@@ -269,8 +270,8 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _bounded(functions: Mapping[str, Any], checks: Mapping[str, bounds.Check]) -> dict[str, Callable[..., Any]]:
-    return {name: bounds.bounded(functions[name], check) for name, check in checks.items()}
+def _bounded(functions: Mapping[str, Any], checks: Mapping[str, calls.Check]) -> dict[str, Callable[..., Any]]:
+    return {name: calls.bounded(functions[name], check) for name, check in checks.items()}
 
 
 def _sandbox() -> _Sandbox:
@@ -283,10 +284,10 @@ def _sandbox() -> _Sandbox:
         extensions=[loopcontrols, _Generation, _Length],
     )
     environment.filters["tojson"] = _to_json
-    environment.filters = cast("Any", _bounded(environment.filters, bounds.FILTERS))
+    environment.filters = cast("Any", _bounded(environment.filters, calls.FILTERS))
     environment.filters |= {_TICK: _tick, _WEIGH: _weigh, _COUNTED: _counted, _LITERAL: _literal}
     environment.filters |= {_CONCATENATE: _concatenate, _PRINT: _print}
-    environment.tests = cast("Any", _bounded(environment.tests, bounds.TESTS))
+    environment.tests = cast("Any", _bounded(environment.tests, calls.TESTS))
     del environment.globals["lipsum"]  # filler text of any length
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
