@@ -140,7 +140,8 @@ int main() {
     for (const int64_t n : {encoding == Encoding::kInt4 ? 576 : 320, encoding == Encoding::kInt4 ? 76384 : 40448}) {
       const PackedMatrix matrix = make_matrix(encoding, n, 1536);
       if (features & kCpuAvx2) {
-        const Buffer block(static_cast<std::size_t>(matrix.bytes()));
+        Buffer block(static_cast<std::size_t>(matrix.bytes()));
+        std::memset(block.as<void>(), 1, block.bytes());  // else all its pages would be one page of zeros
         const std::span bytes(block.as<uint8_t>(), block.bytes());
         const int repeats = std::max(1, static_cast<int>(100e6 / static_cast<double>(bytes.size())));
         report("read", encoding == Encoding::kInt4 ? "int4" : "int8", 1, static_cast<double>(bytes.size()),

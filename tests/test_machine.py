@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -308,6 +310,17 @@ def test_usable_features_are_among_those_the_kernel_lists() -> None:
     for name, flag in {"avx2": "avx2", "avx512": "avx512bw", "avx512_vnni": "avx512_vnni"}.items():
         assert (name in features["usable"]) == (flag in flags)
     assert any(line.startswith("model name") and features["brand"] in line for line in lines)
+
+
+def test_read_bandwidth_reads_memory_of_its_own() -> None:
+    """What is not written is one page of zeros, whatever its size."""
+    script = (
+        "import re\nfrom pathlib import Path\nfrom cpuinfer import _core\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) << 10\n"
+        "before = peak()\n_core.read_bandwidth(256 << 20, 2, 0.01)\nprint(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 240 << 20
 
 
 def test_read_bandwidth_is_a_number_of_bytes_per_second() -> None:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <new>
 #include <string>
 #include <vector>
@@ -59,8 +60,10 @@ std::vector<Buffer> allocate(WorkerTeam& team, int64_t share) {
   std::vector<Buffer> shares(static_cast<std::size_t>(team.size()));
   auto body = [&](int worker) noexcept {
     try {
-      shares[static_cast<std::size_t>(worker)] = Buffer(static_cast<std::size_t>(share));
-    } catch (const std::bad_alloc&) {  // the share stays empty
+      Buffer& own = shares[static_cast<std::size_t>(worker)];
+      own = Buffer(static_cast<std::size_t>(share));
+      std::memset(own.as<void>(), 1, own.bytes());  // else all its pages would be one page of zeros
+    } catch (const std::bad_alloc&) {               // the share stays empty
     }
   };
   team.run(body);
