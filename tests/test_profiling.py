@@ -84,6 +84,17 @@ def test_the_environment_asks_for_tables_on_standard_error(
     assert "decoding: steps 2, tokens 2, reading at" in printed
 
 
+def test_a_step_whose_head_takes_several_rounds_is_one_step(tiny_model: Path) -> None:
+    with LLM(tiny_model, threads=1, profile=True) as llm:
+        llm.score([list(range(3, 43))])
+        times = llm.profile()
+    assert {time.name: time.steps for time in times if time.name in ("embed_tokens", "head")} == {
+        "embed_tokens": 1,
+        "head": 3,
+    }
+    assert report(times, read_bandwidth=1e9).startswith("prompt: steps 1, tokens 40, ")
+
+
 def test_a_table_adds_up() -> None:
     times = [
         OperatorTime("decoding", "a", 3, 10, 10, 0.001, 3e7, 6e7),

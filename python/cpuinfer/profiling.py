@@ -25,6 +25,7 @@ class OperatorTime:
     """As the model names it, without its layer; the window of an attention that has one tells its layers apart."""
     layers: int
     steps: int
+    """Of the head and of sampling: rounds of up to 16 rows."""
     rows: int
     """Of all steps: tokens, or those of them whose logits were wanted."""
     seconds: float
@@ -69,7 +70,7 @@ def report(times: Sequence[OperatorTime], *, read_bandwidth: float) -> str:
 
 
 def _table(stage: Stage, times: Sequence[OperatorTime], read_bandwidth: float) -> str:
-    steps, rows = max(time.steps for time in times), max(time.rows for time in times)
+    steps, rows = times[0].steps, times[0].rows  # of the embedding: others may have several rounds a step
     total = OperatorTime(
         stage,
         "all",
