@@ -52,9 +52,19 @@ SHAPES = {
 
 def write(path: Path, name: str, encoding: str, tokenizer: Path) -> Path:
     """Write the model, or leave nothing; `tokenizer` is the GGUF file whose tokenizer it gets."""
-    shape, part = SHAPES[name], path.with_suffix(".part")
+    part = path.with_suffix(".part")
+    try:
+        _write(part, name, encoding, tokenizer)
+        os.replace(part, path)  # noqa: PTH105
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, name: str, encoding: str, tokenizer: Path) -> None:
+    shape = SHAPES[name]
     reader = gguf.GGUFReader(tokenizer)
-    writer = gguf.GGUFWriter(part, shape.architecture)
+    writer = gguf.GGUFWriter(path, shape.architecture)
     _add_metadata(writer, name, shape)
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
@@ -68,8 +78,6 @@ def write(path: Path, name: str, encoding: str, tokenizer: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    os.replace(part, path)  # noqa: PTH105
-    return path
 
 
 def _add_metadata(writer: gguf.GGUFWriter, name: str, shape: Shape) -> None:

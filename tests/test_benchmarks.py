@@ -35,6 +35,15 @@ def test_a_shape_is_a_model_that_runs(
         assert found["mlp.down_proj", "Q4_K"] == 4
 
 
+def test_a_shape_that_cannot_be_written_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "SHAPES", TINY)
+    with pytest.raises(KeyError):
+        shapes.write(tmp_path / "model.gguf", "llama", "no such encoding", tiny_model)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_table_compares_medians() -> None:
     ours, theirs = (peers.Runtime(name, [], {}) for name in ("cpuinfer", "other"))
     ours.prompts, ours.steps, ours.first, ours.peak = [1.0, 1.5, 1.25], [0.02, 0.01, 0.01], [0.5], [10**6]
