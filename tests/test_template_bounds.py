@@ -131,9 +131,9 @@ LEVELS = "makes a value of more than 100 levels"
         # Calls that nothing else counts.
         ("{% block a %}{{ self.a() }}{% endblock %}", "recursion"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
-        (NEST + "{{ [][n.x] }}", "takes more than 0.7 seconds"),
-        (NEST + "{{ raise_exception(n.x) }}", "takes more than 0.7 seconds"),
-        ("{{ range(999) | groupby('a.' * 500000, default='x') }}", "takes more than 0.7 seconds"),
+        (NEST + "{{ [][n.x] }}", "takes more than 0.5 seconds"),
+        (NEST + "{{ raise_exception(n.x) }}", "takes more than 0.5 seconds"),
+        ("{{ range(999) | groupby('a.' * 500000, default='x') }}", "takes more than 0.5 seconds"),
         ("{% set t = '漢' * 262144 %}{% set x = [" + "t | list, " * 16 + "] %}", "makes too many values"),
         (PARTS.format("{% set x %}", "{% endset %}"), "makes a text of more than 10"),
         (PARTS.format("{% set x | default %}", "{% endset %}"), "makes a text of more than 10"),
@@ -185,7 +185,7 @@ def test_what_a_template_may_call_is_short_for_the_largest_values(calls: list[tu
         began = time.thread_time()
         with contextlib.suppress(CpuInferError):
             render(f"{{% set s = {value} %}}{{% set x = s {call} %}}")
-        assert time.thread_time() - began < 2, (value, call)  # 0.9 s where the clock is looked at, and a slow machine
+        assert time.thread_time() - began < 2, (value, call)  # 0.7 s where the clock is looked at, and a slow machine
 
 
 def test_a_long_conversation_is_no_attack() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2.utils import Namespace
 
-MAX_SECONDS = 0.7
+MAX_SECONDS = 0.5
 """Processor time that one rendering may take, longer by as much as a value may be; most take milliseconds."""
 MAX_TEXT = 1 << 20
 """Characters of a value, and of all that is printed, beside GROWTH times those given."""
