@@ -113,7 +113,10 @@ def test_offline_the_cache_alone_serves_a_pull(fake: FakeHub, monkeypatch: pytes
     fake.install(monkeypatch, offline=True)
     fake.error = ConnectionError("offline mode is enabled")
     assert store.pull("hf:o/one", progress=False).read_bytes() == b"a"
-    with pytest.raises(DownloadError, match="hf:o/many:Q4_K: ConnectionError: offline mode is enabled"):
+    with pytest.raises(
+        DownloadError,
+        match="hf:o/many:Q4_K: not fetched from the Hugging Face Hub: ConnectionError: offline mode is enabled",
+    ):
         store.pull("hf:o/many:Q4_K", progress=False)
 
 
@@ -121,7 +124,7 @@ def test_offline_the_cache_alone_serves_a_pull(fake: FakeHub, monkeypatch: pytes
     ("error", "kind", "said"),
     [
         (GatedRepoError("gated"), DownloadError, "hf auth login"),
-        (RuntimeError("first\nsecond"), DownloadError, "hf:o/one: RuntimeError: first$"),
+        (RuntimeError("first\nsecond"), DownloadError, "hf:o/one: not fetched .*Hub: RuntimeError: first$"),
     ],
 )
 def test_a_failure_of_the_hub_is_one_of_ours(fake: FakeHub, error: Exception, kind: type[Exception], said: str) -> None:

@@ -165,7 +165,9 @@ def _failures_named(hub: Any, spec: HubSpec) -> Iterator[None]:
         ) from error
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
-        raise DownloadError(f"{spec}: {type(error).__name__}: {first}") from error
+        raise DownloadError(
+            f"{spec}: not fetched from the Hugging Face Hub: {type(error).__name__}: {first}"
+        ) from error
 
 
 @contextmanager
