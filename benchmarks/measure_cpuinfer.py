@@ -15,7 +15,7 @@ def main() -> None:
     """Arguments: model, threads, prompt tokens, tokens to generate, repeats."""
     model, (threads, prompt, generate, repeats) = sys.argv[1], map(int, sys.argv[2:])
     generator = random.Random(0)
-    with LLM(model, threads=threads, context=prompt + generate + 8) as llm:
+    with LLM(model, threads=threads, context=prompt + generate + 8, prefix_cache=0) as llm:
 
         def tokens(count: int) -> list[int]:
             return [generator.randrange(llm.vocabulary) for _ in range(count)]

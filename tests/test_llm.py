@@ -251,6 +251,57 @@ def test_more_requests_than_the_cache_holds_wait_their_turn(tiny_model: Path) ->
         assert llm._session.pages_used == 0
 
 
+def test_a_prompt_that_begins_as_another_did_computes_only_the_rest(tiny_model: Path) -> None:
+    text = [token % 50 + 3 for token in range(200)]
+    with LLM(tiny_model, threads=2, prefix_cache=0) as llm:
+        expected = {n: llm.generate(text[:n], SAMPLED) for n in (1, 17, 32, 33, 65, 200)}
+        assert {answer.timings.reused_tokens for answer in expected.values()} == {0}
+    with LLM(tiny_model, threads=2) as llm:
+        llm.generate(text, GREEDY)
+        for n, alone in expected.items():
+            answer = llm.generate(text[:n], SAMPLED)
+            assert answer.timings.reused_tokens == (n - 1) // 32 * 32
+            assert answer.token_ids == alone.token_ids
+        scores, rows = llm.score([text])[0], llm.logits(text)  # every row is wanted: nothing is skipped
+        assert len(scores.logprobs) == len(rows) == 200
+        assert llm._session.pages_used == 0
+
+
+def test_a_conversation_computes_what_is_new_of_it(tiny_model: Path) -> None:
+    with LLM(tiny_model, threads=2) as llm:
+        begun = list(range(3, 43))
+        answer = llm.generate(begun, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+        again = llm.generate([*begun, *answer.token_ids, 5, 6], GREEDY)
+        assert again.timings.reused_tokens == 64
+
+
+def test_prompts_of_one_list_share_what_the_first_has_computed(tiny_model: Path) -> None:
+    shared = [token % 50 + 3 for token in range(500)]
+    prompts = [[*shared, token] for token in range(3, 9)]
+    with LLM(tiny_model, threads=2, prefix_cache=0) as llm:
+        expected = [answer.token_ids for answer in llm.generate(prompts, SAMPLED)]
+    with LLM(tiny_model, threads=2) as llm:
+        answers = llm.generate(prompts, SAMPLED)
+        assert [answer.token_ids for answer in answers] == expected
+        assert [answer.timings.reused_tokens for answer in answers] == [0, 0, 480, 480, 480, 480]
+
+
+def test_pages_are_kept_only_as_far_as_asked_and_never_at_the_cost_of_a_request(tiny_model: Path) -> None:
+    with LLM(tiny_model, threads=2, prefix_cache=100) as llm:
+        for first in range(3, 30):
+            llm.generate([first] * 100, GREEDY)
+            assert llm._session.pages_kept <= 4
+    with LLM(tiny_model, threads=2, context=64) as llm:
+        for first in range(3, 30):
+            assert len(llm.generate([first] * 40, GREEDY).token_ids) == 24
+
+
+@pytest.mark.parametrize("positions", [-1, True, 1.5, "64"])
+def test_a_prefix_cache_of_no_size_is_refused(tiny_model: Path, positions: object) -> None:
+    with pytest.raises(InvalidRequest, match="prefix_cache"):
+        LLM(tiny_model, prefix_cache=positions)  # type: ignore[arg-type]
+
+
 def test_a_model_that_yields_nan_is_an_error_and_not_a_token(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "nan.gguf", encoding="F32")
     data = bytearray(path.read_bytes())

@@ -244,14 +244,22 @@ void bind_runtime(py::module_& m) {
 
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
-                       int64_t context, int64_t cache_pages, bool keep_values, bool profile) {
-             const SessionOptions options{threads, batch, context, cache_pages, keep_values, profile};
+                       int64_t context, int64_t cache_pages, int64_t kept_pages, bool keep_values, bool profile) {
+             const SessionOptions options{threads, batch, context, cache_pages, kept_pages, keep_values, profile};
              return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
-           py::arg("context"), py::arg("cache_pages"), py::arg("keep_values") = false, py::arg("profile") = false)
+           py::arg("context"), py::arg("cache_pages"), py::arg("kept_pages") = 0, py::arg("keep_values") = false,
+           py::arg("profile") = false)
       .def("open", &Session::open, py::arg("sampler") = nullptr, Released())
       .def("close", &Session::close, Released())
+      .def(
+          "reuse",
+          [](Session& self, int64_t sequence, const Tokens& prompt) {
+            const ReleasedGil released;
+            return self.reuse(sequence, prompt);
+          },
+          py::arg("sequence"), py::arg("prompt"))
       .def("length", &Session::length, Released())
       .def("step", &step)
       .def("cancel", &Session::cancel)
@@ -260,7 +268,8 @@ void bind_runtime(py::module_& m) {
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })
-      .def_property_readonly("pages_used", [](const Session& self) { return self.cache().used(); });
+      .def_property_readonly("pages_used", [](const Session& self) { return self.cache().used(); })
+      .def_property_readonly("pages_kept", [](const Session& self) { return self.cache().kept(); });
 }
 
 }  // namespace cpuinfer

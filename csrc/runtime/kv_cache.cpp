@@ -1,6 +1,7 @@
-// Pages are allocated when first needed and kept for the next sequence.
+// Pages are allocated when first needed and move between three lists: free, used, and kept for their content.
 #include "runtime/kv_cache.h"
 
+#include <algorithm>
 #include <new>
 #include <string>
 
@@ -8,31 +9,80 @@
 
 namespace cpuinfer {
 
-uint16_t* KvCache::take() {
-  if (used_ >= limit_) {
+KvCache::PageRef KvCache::take() {
+  if (used() >= limit_) {
     throw Error(Fault::kMemory, "key-value cache: all " + std::to_string(limit_) + " pages of " +
                                     std::to_string(kPageTokens) + " tokens are in use");
   }
+  if (free_.empty() && !kept_.empty() && used() + kept() >= kept_limit_) {
+    forget(kept_.begin());
+    free_.splice(free_.end(), kept_, kept_.begin());
+  }
   if (free_.empty()) {
     try {
-      owned_.reserve(owned_.size() + 1);
-      free_.reserve(owned_.size() + 1);  // so that give_back never allocates
-      owned_.push_back(std::make_unique<Buffer>(static_cast<std::size_t>(shape_.page_bytes())));
+      free_.emplace_back(static_cast<std::size_t>(shape_.page_bytes()));
     } catch (const std::bad_alloc&) {
       throw Error(Fault::kMemory, "key-value cache: the system has no memory for another page of " +
                                       std::to_string(shape_.page_bytes()) + " bytes");
     }
-    free_.push_back(owned_.back()->as<uint16_t>());
   }
-  uint16_t* page = free_.back();
-  free_.pop_back();
-  ++used_;
+  const PageRef page = std::prev(free_.end());
+  page->users = 1;
+  used_.splice(used_.end(), free_, page);
   return page;
 }
 
-void KvCache::give_back(uint16_t* page) noexcept {
-  free_.push_back(page);
-  --used_;
+std::vector<KvCache::PageRef> KvCache::share(std::span<const int32_t> tokens) {
+  std::vector<PageRef> chain;
+  chain.reserve(tokens.size() / kPageTokens);
+  Key key{kStart, {}};
+  for (std::size_t at = 0; at + kPageTokens <= tokens.size(); at += kPageTokens) {
+    std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(at), kPageTokens, key.second.begin());
+    const auto found = named_.find(key);
+    if (found == named_.end()) break;
+    if (found->second->users == 0 && used() >= limit_) break;
+    add_user(found->second);
+    chain.push_back(found->second);
+    key.first = found->second->name;
+  }
+  return chain;
+}
+
+KvCache::PageRef KvCache::name(PageRef page, const PageRef* before, const int32_t* tokens) noexcept {
+  const int64_t parent = before == nullptr ? kStart : (*before)->name;
+  if (kept_limit_ == 0 || parent == kUnnamed) return page;
+  page->key.first = parent;
+  std::copy_n(tokens, kPageTokens, page->key.second.begin());
+  try {
+    const auto [entry, added] = named_.emplace(page->key, page);
+    if (added) {
+      page->name = next_name_++;
+      return page;
+    }
+    add_user(entry->second);
+    release({&page, 1});
+    return entry->second;
+  } catch (const std::bad_alloc&) {
+    return page;
+  }
+}
+
+void KvCache::release(std::span<const PageRef> pages) noexcept {
+  for (std::size_t i = pages.size(); i-- > 0;) {
+    const PageRef page = pages[i];
+    if (--page->users > 0) continue;
+    std::list<Page>& list = page->name == kUnnamed ? free_ : kept_;
+    list.splice(list.end(), used_, page);
+  }
+}
+
+void KvCache::forget(PageRef page) noexcept {
+  named_.erase(page->key);
+  page->name = kUnnamed;
+}
+
+void KvCache::add_user(PageRef page) noexcept {
+  if (page->users++ == 0) used_.splice(used_.end(), kept_, page);
 }
 
 }  // namespace cpuinfer

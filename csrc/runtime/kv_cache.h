@@ -1,8 +1,16 @@
-// The key-value cache: pages of kPageTokens positions for all layers, handed to sequences and taken back.
+// The key-value cache: pages of kPageTokens positions for all layers, shared by the sequences that begin alike.
+//
+// A full page is named by its tokens and the page before it, so a chain of pages stands for one beginning of a text.
+// Keys and values depend on nothing else: whoever needs that beginning takes the pages as they are.  Pages that no
+// sequence uses any more are kept until their memory is needed, those longest unused going first.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <memory>
+#include <list>
+#include <map>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "core/buffer.h"
@@ -11,22 +19,48 @@
 namespace cpuinfer {
 
 class KvCache {
+  using Tokens = std::array<int32_t, kPageTokens>;
+  using Key = std::pair<int64_t, Tokens>;  // the name of the page before, or kStart; the tokens
+  struct Page {
+    explicit Page(std::size_t bytes) : buffer(bytes) {}
+    Buffer buffer;
+    int64_t users = 0;
+    int64_t name = kUnnamed;  // never given twice, so that one of a page long gone leads nowhere
+    Key key{};                // of a named page
+  };
+  static constexpr int64_t kUnnamed = -1, kStart = 0;
+
  public:
-  // limit: the most pages ever held at once.
-  KvCache(CacheShape shape, int64_t limit) : shape_(shape), limit_(limit) {}
+  using PageRef = std::list<Page>::iterator;
+
+  // limit: the most pages that sequences ever hold at once; kept: the most there are in all before memory of unused
+  // ones is taken again, or 0 to name and keep none.
+  KvCache(CacheShape shape, int64_t limit, int64_t kept) : shape_(shape), limit_(limit), kept_limit_(kept) {}
 
   const CacheShape& shape() const noexcept { return shape_; }
-  int64_t used() const noexcept { return used_; }
+  int64_t used() const noexcept { return static_cast<int64_t>(used_.size()); }
+  int64_t kept() const noexcept { return static_cast<int64_t>(kept_.size()); }
+  static uint16_t* address(PageRef page) noexcept { return page->buffer.as<uint16_t>(); }
+
   // A page of unspecified content.  Throws Error(kMemory) past the limit or when the system has no memory.
-  uint16_t* take();
-  void give_back(uint16_t* page) noexcept;
+  PageRef take();
+  // The longest known chain of full pages that the tokens begin with.  Throws as take does.
+  std::vector<PageRef> share(std::span<const int32_t> tokens);
+  // Names a page that holds kPageTokens tokens after those of `before` (null: at the start).  Returns the page to use
+  // from now on: another of the same content, if there is one.  Never fails: a page may stay unnamed.
+  PageRef name(PageRef page, const PageRef* before, const int32_t* tokens) noexcept;
+  // The pages of a sequence, in order: one user less for each.
+  void release(std::span<const PageRef> pages) noexcept;
 
  private:
+  void forget(PageRef page) noexcept;
+  void add_user(PageRef page) noexcept;
+
   CacheShape shape_;
-  int64_t limit_;
-  int64_t used_ = 0;
-  std::vector<std::unique_ptr<Buffer>> owned_;
-  std::vector<uint16_t*> free_;
+  int64_t limit_, kept_limit_;
+  int64_t next_name_ = kStart + 1;
+  std::list<Page> free_, used_, kept_;  // kept: the longest unused first; a page goes after those that follow it
+  std::map<Key, PageRef> named_;
 };
 
 }  // namespace cpuinfer

@@ -46,7 +46,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       team_(options.threads),
       crew_(options.threads),
       plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values, options.profile}),
-      cache_(plan_.cache_shape(), options.cache_pages) {}
+      cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
   const std::lock_guard lock(mutex_);
@@ -58,8 +58,20 @@ int64_t Session::open(std::shared_ptr<Sampler> sampler) {
 void Session::close(int64_t sequence) {
   const std::lock_guard lock(mutex_);
   Sequence& found = find(sequence);
-  for (uint16_t* page : found.pages) cache_.give_back(page);
+  cache_.release(found.pages);
   sequences_.erase(sequence);
+}
+
+int64_t Session::reuse(int64_t sequence, std::span<const int32_t> prompt) {
+  const std::lock_guard lock(mutex_);
+  Sequence& found = find(sequence);
+  if (!found.pages.empty()) throw Error(Fault::kInvalid, "sequence " + std::to_string(sequence) + " is not empty");
+  if (prompt.empty()) return 0;
+  found.addresses.reserve(prompt.size() / kPageTokens);  // first: the pages taken are given back by close() alone
+  found.pages = cache_.share(prompt.first(prompt.size() - 1));
+  for (const KvCache::PageRef page : found.pages) found.addresses.push_back(KvCache::address(page));
+  found.length = static_cast<int64_t>(found.pages.size()) * kPageTokens;
+  return found.length;
 }
 
 int64_t Session::length(int64_t sequence) const {
@@ -119,7 +131,26 @@ void Session::reserve_pages(const std::vector<Feed>& feeds) {
     const int64_t end = sequence.length + static_cast<int64_t>(feed.tokens.size());
     const std::size_t needed = static_cast<std::size_t>((end + kPageTokens - 1) / kPageTokens);
     sequence.pages.reserve(needed);
-    while (sequence.pages.size() < needed) sequence.pages.push_back(cache_.take());
+    sequence.addresses.reserve(needed);
+    sequence.tail.reserve(kPageTokens);
+    while (sequence.pages.size() < needed) {
+      sequence.pages.push_back(cache_.take());
+      sequence.addresses.push_back(KvCache::address(sequence.pages.back()));
+    }
+  }
+}
+
+// The tokens are in the cache: names the pages they fill.
+void Session::advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept {
+  for (const int32_t token : tokens) {
+    sequence.tail.push_back(token);
+    ++sequence.length;
+    if (sequence.tail.size() < kPageTokens) continue;
+    const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
+    KvCache::PageRef& page = sequence.pages[index];
+    page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data());
+    sequence.addresses[index] = KvCache::address(page);
+    sequence.tail.clear();
   }
 }
 
@@ -133,7 +164,7 @@ void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResul
     const Sequence& sequence = find(feed.sequence);
     const int64_t first = static_cast<int64_t>(tokens_.size());
     const int64_t count = static_cast<int64_t>(feed.tokens.size());
-    runs_.push_back({first, count, sequence.length, sequence.pages.data()});
+    runs_.push_back({first, count, sequence.length, sequence.addresses.data()});
     for (int64_t i = 0; i < count; ++i) {
       const std::size_t index = static_cast<std::size_t>(i);
       tokens_.push_back(feed.tokens[index]);
@@ -233,7 +264,7 @@ std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*int
   }
   stepping_.store(false);
   for (std::size_t f = 0; f < feeds.size(); ++f) {
-    if (!results[f].error) find(feeds[f].sequence).length += static_cast<int64_t>(feeds[f].tokens.size());
+    if (!results[f].error) advance(find(feeds[f].sequence), feeds[f].tokens);
   }
   return results;
 }

@@ -48,6 +48,7 @@ struct SessionOptions {
   int64_t batch = 512;       // most rows in a step
   int64_t context = 4096;    // most positions of a sequence
   int64_t cache_pages = 0;   // most cache pages in use at once
+  int64_t kept_pages = 0;    // most cache pages there are because of what they hold; see KvCache
   bool keep_values = false;  // see PlanLimits
   bool profile = false;
 };
@@ -59,6 +60,9 @@ class Session {
   // A new, empty sequence.  Without a sampler it can only score and give logits.
   int64_t open(std::shared_ptr<Sampler> sampler);
   void close(int64_t sequence);
+  // Takes for an empty sequence what others have computed of the beginning of this prompt, and never all of it: the
+  // last token is left to be fed.  Returns the positions taken, a multiple of kPageTokens.
+  int64_t reuse(int64_t sequence, std::span<const int32_t> prompt);
   int64_t length(int64_t sequence) const;
 
   // Runs one step.  All-or-nothing: when it throws (a bad token, no memory, kCancelled), no sequence has moved.
@@ -83,7 +87,9 @@ class Session {
  private:
   struct Sequence {
     int64_t length = 0;
-    std::vector<uint16_t*> pages;
+    std::vector<KvCache::PageRef> pages;
+    std::vector<uint16_t*> addresses;  // of the pages
+    std::vector<int32_t> tail;         // the tokens of the last page, while it is not full
     std::shared_ptr<Sampler> sampler;
   };
   struct Output {  // one row whose logits are wanted
@@ -96,6 +102,7 @@ class Session {
   Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   void check(const std::vector<Feed>& feeds);
   void reserve_pages(const std::vector<Feed>& feeds);
+  void advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept;
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
   void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
   void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);

@@ -112,6 +112,9 @@ class Engine:
         for request in sorted(active, key=lambda request: request.fed < len(request.prompt)):
             if room == 0:
                 break
+            if request.fed == 0 and request.reuses:
+                # Not as it is admitted: by now another request may have computed the same beginning.
+                request.fed = request.reused = self._session.reuse(request.sequence, request.prompt)
             feed = request.next_feed(room)
             room -= len(feed.tokens)
             work.append((request, feed))

@@ -54,6 +54,9 @@ class LLM:
             they are; of those that are rounded, embeddings and the head get 8 bits.
         cache_packed: keep the packed weights in the cache folder (as much again as the model is large), from where the
             next start reads them instead of packing: worth it where packing takes long, above all with `quantize`.
+        prefix_cache: positions whose keys and values are kept while no request uses them, so that a prompt that begins
+            as an earlier one did computes only the rest; in pages of 32.  None keeps as many as the context has, which
+            is what one long request would take; 0 none.  Results are the same, bit by bit.
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
         profile: measure every operator, for `profile()`.  With CPUINFER_PROFILE=1 in the environment every LLM does,
             and prints it on standard error as it is closed.
@@ -68,6 +71,7 @@ class LLM:
         isa: str | None = None,
         quantize: str | None = None,
         cache_packed: bool = False,
+        prefix_cache: int | None = None,
         keep_values: bool = False,
         profile: bool = False,
     ) -> None:
@@ -85,6 +89,7 @@ class LLM:
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
         self.context, cache_pages = _fit_context(self.config, context, self.threads)
+        kept = self.context if prefix_cache is None else _check_prefix_cache(prefix_cache)
         self.tokenizer = blueprint.source.tokenizer()
         if self.tokenizer.vocabulary > self.config.vocabulary:
             raise UnsupportedModel(
@@ -99,6 +104,7 @@ class LLM:
             batch=BATCH,
             context=self.context,
             cache_pages=cache_pages,
+            kept_pages=min(cache_pages, -(-kept // PAGE_TOKENS)),
             keep_values=keep_values,
             profile=self._profiles,
         )
@@ -292,6 +298,12 @@ def _check_threads(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= machine.MOST_THREADS:
         raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to {machine.MOST_THREADS}")
     return threads
+
+
+def _check_prefix_cache(positions: int) -> int:
+    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 0:
+        raise InvalidRequest(f"prefix_cache: {positions!r}, expected a number of positions, 0 for none")
+    return positions
 
 
 def _fit_context(config: Config, asked: int | None, threads: int) -> tuple[int, int]:

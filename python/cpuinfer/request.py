@@ -41,11 +41,15 @@ class Request(ABC):
     """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
 
     sampler: _core.Sampler | None = None
+    reuses = False
+    """Whether it can do without the results of tokens that another sequence has computed."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = list(prompt)
         self.fed = 0
         """Tokens the sequence holds."""
+        self.reused = 0
+        """Of these, tokens of the prompt that another sequence had computed."""
         self.sequence: int = NO_SEQUENCE
         self.pages = 0
         """Cache pages set aside for it."""
@@ -122,6 +126,8 @@ class Logits(Request):
 
 class Generation(Request):
     """An answer: sampled tokens turned into text, until something ends it."""
+
+    reuses = True
 
     def __init__(
         self,
@@ -205,6 +211,7 @@ class Generation(Request):
             generated_tokens=self.generated,
             generate_seconds=self._last - self._first,
             first_token_seconds=self._first - self._submitted,
+            reused_tokens=self.reused,
         )
 
     def _rest(self, reason: FinishReason) -> tuple[str, FinishReason]:

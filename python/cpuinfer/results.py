@@ -33,11 +33,13 @@ class Timings:
     """From the first token to the last: generated_tokens - 1 steps."""
     first_token_seconds: float
     """From the request to the first token, waiting included."""
+    reused_tokens: int = 0
+    """Of the prompt, its beginning that an earlier or running request had computed, taken as it was."""
 
     @property
     def prompt_rate(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+        """Prompt tokens computed per second, those reused not counted."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def generate_rate(self) -> float:

@@ -49,7 +49,7 @@ std::shared_ptr<const Program> make_program() {
   return program;
 }
 
-SessionOptions options(int threads) { return {threads, 64, 200, 40, false}; }
+SessionOptions options(int threads) { return {threads, 64, 200, 40}; }
 
 std::vector<int32_t> text(int length, unsigned seed) {
   std::mt19937 random(seed);
@@ -187,6 +187,53 @@ TEST("pages are given back and a full cache is an error that takes nothing") {
     for (const int64_t id : open) session.close(id);
     CHECK_EQ(session.cache().used(), 0);
   }
+}
+
+TEST("a prompt that begins as another did computes only the rest, to the same bits") {
+  const auto program = make_program();
+  SessionOptions with_reuse = options(2);
+  with_reuse.kept_pages = 40;
+  Session session(program, select_kernels(), with_reuse);
+  for (const int length : {1, 17, 32, 33, 64, 65, 150}) {
+    const std::vector<int32_t> tokens = text(length, 9);
+    const std::vector<float> expected = logits(session, tokens, 64);  // names pages, takes none
+    const int64_t id = session.open(nullptr);
+    const int64_t reused = session.reuse(id, tokens);
+    CHECK_EQ(reused, (length - 1) / kPageTokens * kPageTokens);
+    CHECK_EQ(session.length(id), reused);
+    std::vector<float> rest;
+    for (std::size_t at = static_cast<std::size_t>(reused); at < tokens.size(); ++at) {
+      const auto row = session.step({{id, {tokens[at]}, Want::kLogits, {}}}, nullptr)[0].logits;
+      rest.insert(rest.end(), row.begin(), row.end());
+    }
+    CHECK(std::equal(rest.begin(), rest.end(), expected.begin() + reused * kVocabulary));
+    CHECK(length == 1 || fault_of([&] { session.reuse(id, tokens); }) == Fault::kInvalid);
+    session.close(id);
+  }
+  CHECK_EQ(session.cache().used(), 0);
+}
+
+TEST("what is in use at once may be of one beginning, each its own end") {
+  const auto program = make_program();
+  SessionOptions with_reuse = options(3);
+  with_reuse.kept_pages = 7;
+  Session alone(program, select_kernels(), options(1)), session(program, select_kernels(), with_reuse);
+  std::vector<int32_t> tokens = text(65, 10);
+  logits(session, tokens, 64);
+  std::vector<Feed> feeds;
+  std::vector<std::vector<float>> expected;
+  for (int32_t last = 0; last < 10; ++last) {
+    tokens.back() = last;
+    const int64_t id = session.open(nullptr);
+    CHECK_EQ(session.reuse(id, tokens), 64);
+    feeds.push_back({id, {last}, Want::kLogits, {}});
+    const std::vector<float> all = logits(alone, tokens, 64);
+    expected.emplace_back(all.end() - kVocabulary, all.end());
+  }
+  CHECK_EQ(session.cache().used(), 2);
+  const auto results = session.step(feeds, nullptr);
+  CHECK_EQ(session.cache().used(), 12);
+  for (std::size_t i = 0; i < feeds.size(); ++i) CHECK(results[i].logits == expected[i]);
 }
 
 TEST("what a caller may get wrong is refused") {

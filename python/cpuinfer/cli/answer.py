@@ -107,8 +107,9 @@ def print_stats(timings: Timings | None) -> None:
     """The speed of an answer and the memory of this process, on standard error."""
     lines = []
     if timings is not None:
+        reused = f", {timings.reused_tokens} reused" if timings.reused_tokens else ""
         lines = [
-            f"prompt        {timings.prompt_tokens:>6} tokens  {timings.prompt_rate:10.1f} tokens/s",
+            f"prompt        {timings.prompt_tokens:>6} tokens  {timings.prompt_rate:10.1f} tokens/s{reused}",
             f"first token   {timings.first_token_seconds:10.3f} s",
             f"generated     {timings.generated_tokens:>6} tokens  {timings.generate_rate:10.1f} tokens/s",
         ]

@@ -141,7 +141,9 @@ def _measure_all(
 ) -> Iterator[Row]:
     for isa in args.isa:
         for threads in args.threads:
-            with open_model(args.model, threads=threads, context=context, isa=isa, quantize=args.quantize) as llm:
+            with open_model(
+                args.model, threads=threads, context=context, isa=isa, quantize=args.quantize, prefix_cache=0
+            ) as llm:
                 for test in tests:
                     yield _measure_row(llm, test, args.repetitions, description)
 

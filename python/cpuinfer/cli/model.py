@@ -50,6 +50,7 @@ def open_model(
     isa: str | None,
     quantize: str | None = None,
     cache_packed: bool = False,
+    prefix_cache: int | None = None,
 ) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
@@ -58,6 +59,14 @@ def open_model(
     path = store.resolve(spec, progress=True)
     progress(f"loading {path.name} ...")
     try:
-        return LLM(path, threads=threads, context=context, isa=isa, quantize=quantize, cache_packed=cache_packed)
+        return LLM(
+            path,
+            threads=threads,
+            context=context,
+            isa=isa,
+            quantize=quantize,
+            cache_packed=cache_packed,
+            prefix_cache=prefix_cache,
+        )
     finally:
         progress("")
