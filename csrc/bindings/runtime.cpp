@@ -244,13 +244,14 @@ void bind_runtime(py::module_& m) {
 
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
-                       int64_t context, int64_t cache_pages, int64_t kept_pages, bool keep_values, bool profile) {
-             const SessionOptions options{threads, batch, context, cache_pages, kept_pages, keep_values, profile};
+                       int64_t context, int64_t cache_pages, int64_t kept_pages, bool keep_values, bool profile,
+                       bool tiles) {
+             const SessionOptions options{threads, batch, context, cache_pages, kept_pages, keep_values, profile, tiles};
              return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
            py::arg("context"), py::arg("cache_pages"), py::arg("kept_pages") = 0, py::arg("keep_values") = false,
-           py::arg("profile") = false)
+           py::arg("profile") = false, py::arg("tiles") = false)
       .def("open", &Session::open, py::arg("sampler") = nullptr, Released())
       .def("close", &Session::close, Released())
       .def(

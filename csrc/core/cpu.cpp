@@ -19,8 +19,9 @@ constexpr uint32_t kOsxsave = bit(27);                                // leaf 1 
 constexpr uint32_t kAvx2 = bit(5);                                    // leaf 7 ebx
 constexpr uint32_t kAvx512 = bit(16) | bit(17) | bit(30) | bit(31);   // leaf 7 ebx: F, DQ, BW, VL
 constexpr uint32_t kAvx512VnniBit = bit(11);                          // leaf 7 ecx
-constexpr uint32_t kAmx = bit(24) | bit(25);                          // leaf 7 edx: tiles, int8
+constexpr uint32_t kAmx = bit(22) | bit(24);                          // leaf 7 edx: bf16, tiles
 constexpr uint32_t kAvxVnniBit = bit(4);                              // leaf 7, subleaf 1, eax
+constexpr uint32_t kAvx512Bf16Bit = bit(5);                           // leaf 7, subleaf 1, eax
 constexpr uint64_t kSavesYmm = bit(1) | bit(2);                       // XCR0: SSE, AVX
 constexpr uint64_t kSavesZmm = kSavesYmm | bit(5) | bit(6) | bit(7);  // and masks, upper halves, upper sixteen
 constexpr uint64_t kSavesTiles = bit(17) | bit(18);                   // tile configuration and data
@@ -40,8 +41,9 @@ uint32_t present_features(const CpuRegisters& r) {
   if (all(r.leaf7_ebx, kAvx512)) {
     features |= kCpuAvx512;
     if (all(r.leaf7_ecx, kAvx512VnniBit)) features |= kCpuAvx512Vnni;
+    if (all(r.leaf7_1_eax, kAvx512Bf16Bit)) features |= kCpuAvx512Bf16;
   }
-  if (all(r.leaf7_edx, kAmx)) features |= kCpuAmxInt8;
+  if (all(r.leaf7_edx, kAmx)) features |= kCpuAmxBf16;
   return features;
 }
 
@@ -82,8 +84,8 @@ CpuInfo decide_features(const CpuRegisters& registers) {
   uint32_t saved = kCpuBaseline;
   if (registers.leaf1_ecx & kOsxsave) {
     if (all(registers.xcr0, kSavesYmm)) saved |= kCpuAvx2 | kCpuAvxVnni;
-    if (all(registers.xcr0, kSavesZmm)) saved |= kCpuAvx512 | kCpuAvx512Vnni;
-    if (all(registers.xcr0, kSavesTiles) && registers.amx_permitted) saved |= kCpuAmxInt8;
+    if (all(registers.xcr0, kSavesZmm)) saved |= kCpuAvx512 | kCpuAvx512Vnni | kCpuAvx512Bf16;
+    if (all(registers.xcr0, kSavesTiles) && registers.amx_permitted) saved |= kCpuAmxBf16;
   }
   info.features = info.present & saved;
   return info;
@@ -105,7 +107,8 @@ const char* feature_name(CpuFeature feature) {
     case kCpuAvxVnni: return "avx_vnni";
     case kCpuAvx512: return "avx512";
     case kCpuAvx512Vnni: return "avx512_vnni";
-    case kCpuAmxInt8: return "amx_int8";
+    case kCpuAvx512Bf16: return "avx512_bf16";
+    case kCpuAmxBf16: return "amx_bf16";
   }
   return "unknown";
 }

@@ -12,10 +12,11 @@ enum CpuFeature : uint32_t {
   kCpuAvxVnni = 1u << 1,  // VEX-encoded dot products
   kCpuAvx512 = 1u << 2,   // F, BW, VL and DQ together
   kCpuAvx512Vnni = 1u << 3,
-  kCpuAmxInt8 = 1u << 4,  // tiles and int8 products, with permission granted to this process
+  kCpuAvx512Bf16 = 1u << 4,
+  kCpuAmxBf16 = 1u << 5,  // tiles and bf16 products, with permission granted to this process
 };
 
-inline constexpr CpuFeature kCpuFeatures[] = {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAmxInt8};
+inline constexpr CpuFeature kCpuFeatures[] = {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAvx512Bf16, kCpuAmxBf16};
 
 struct CpuInfo {
   uint32_t features = 0;  // usable: the processor has it and the operating system saves its registers

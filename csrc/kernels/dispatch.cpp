@@ -14,8 +14,7 @@ constexpr uint32_t kAvx512Set = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
 
 // Best first.  A new instruction set is one file of kernels, its line in isa.h and one row here.
 constexpr KernelSet kTable[] = {
-    // Tile kernels are not part of this release.
-    {"amx", kAvx512Set | kCpuAmxInt8, CPUINFER_KERNELS(avx512_vnni)},
+    {"amx", kAvx512Set | kCpuAvx512Bf16 | kCpuAmxBf16, CPUINFER_KERNELS(avx512_vnni), &amx::kTiles},
     {"avx512_vnni", kAvx512Set, CPUINFER_KERNELS(avx512_vnni)},
     {"avx_vnni", kCpuAvx2 | kCpuAvxVnni, CPUINFER_KERNELS(avx_vnni)},
     {"avx2", kCpuAvx2, CPUINFER_KERNELS(avx2)},

@@ -30,4 +30,12 @@ CPUINFER_DECLARE_KERNELS(avx512_vnni)
 CPUINFER_DECLARE_KERNELS(avx_vnni)
 CPUINFER_DECLARE_KERNELS(avx2)
 CPUINFER_DECLARE_KERNELS(scalar)
+
+// The tile units', beside the kernels of AVX-512.
+namespace amx {
+void to_tiles(const float* x, int64_t k, int64_t rows, int64_t row, uint16_t* tiles);
+void multiply_tiles(const TileProduct& p);
+void attend_tiles(const TileAttend& a);
+inline constexpr TileKernels kTiles{to_tiles, multiply_tiles, attend_tiles};
+}  // namespace amx
 }  // namespace cpuinfer

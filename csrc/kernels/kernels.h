@@ -17,6 +17,10 @@ constexpr int kHalf = 16;        // inputs that share a sum of activations, and 
 constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
 constexpr int kMostRows = 64;    // activation rows of a product: tiles that use a panel while it is in the caches
 constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
+constexpr int kTileBlock = 32;   // activation rows of tile units: two tiles of 16, or a page of a prompt
+constexpr int kTileInputs = 512;     // inputs of a weight panel that are unpacked at once for tile units
+constexpr int kTilePositions = 256;  // positions whose keys and values are
+constexpr int kTileQueries = 128, kTileHeads = 8;
 
 // kQ5_0 and those after it are GGUF's block encodings, as blocks.h lays them out.
 enum class Encoding : uint8_t {
@@ -97,6 +101,21 @@ struct Gemm {
   int64_t ldy;
 };
 
+// Whether tile units may take weights: fp32 ones are kept in full.
+constexpr bool fits_tiles(Encoding encoding) { return encoding != Encoding::kF32; }
+
+// The same product by tile units, of which no bit is promised: rows and weights are rounded to bf16 first, at most one part
+// in 2^9 each, and summed in fp32 in an order of the units' own, the same for a row whatever else is computed.
+struct TileProduct {
+  const Weights* w;
+  int64_t panel_begin, panel_end;
+  const uint16_t* x;  // bf16, of every kTileInputs inputs (the last may be fewer): [rows / kTileBlock][inputs / 32]
+                      // [kTileBlock][32], zero behind k
+  int64_t rows;       // a multiple of kTileBlock
+  float* y;           // fp32 [rows][ldy], where row 16 * panel_begin of w begins; panels write all their 16 lanes
+  int64_t ldy;
+};
+
 // By element, with exp within 1.6 units of 2^-24: relu max(z, 0); silu z / (1 + exp(-z)); gelu_tanh z / (1 + exp(-2
 // u)), u = sqrt(2 / pi) (z + 0.044715 z^3); gelu max(z, 0) - |z| h, where h = erfc(|z| / sqrt 2) / 2 by formula 7.1.26
 // of Abramowitz and Stegun, off by at most 7.5e-8.
@@ -119,6 +138,42 @@ struct Attend {
   float slope[kTileRows];  // 0 for none
   float* scores;           // scratch fp32 [rows][scores_stride]
   int64_t scores_stride;   // >= the largest limit rounded up to 16
+};
+
+// Queries of one sequence by tile units, for some heads that share a key-value head: what Attend means, with queries,
+// keys, values and weights rounded to bf16.  Positions are taken kTilePositions at a time, at multiples of it, so that
+// a row's result depends on nothing but what it sees.
+struct TileAttend {
+  int64_t rows;  // queries, a multiple of kTileBlock, at most kTileQueries; at `position` and those after it
+  int64_t position;        // a multiple of kPageTokens
+  int64_t heads;           // at most kTileHeads
+  const float* q;          // fp32 [rows][stride], each with heads * head_dim numbers
+  float* out;              // fp32 [rows][out_stride], the same
+  int64_t stride, out_stride;
+  int64_t window;          // positions a query sees, with its own; 0: all
+  const uint16_t* const* pages;
+  int64_t k_offset, v_offset;
+  int64_t head_dim;
+  float scale;
+  float softcap;
+  const float* slope;  // [heads], or null
+  void* room;          // tile_room(head_dim) bytes, aligned to 64
+};
+
+// Bytes: keys and values of kTilePositions, queries and sums of kTileQueries rows and kTileHeads heads, one block's scores
+// and weights.
+constexpr int64_t tile_room(int64_t head_dim) {
+  const int64_t k = (head_dim + 31) / 32 * 32, d = (head_dim + 15) / 16 * 16, queries = kTileQueries * kTileHeads;
+  return kTilePositions * (k + d) * 2 + queries * (k * 2 + d * 4 + 2 * 4) + kTileBlock * kTilePositions * (4 + 2);
+}
+
+// What tile units add to a kernel set.  Results are deterministic, and a row's do not depend on the other rows, but they
+// are not those of the other kernels.
+struct TileKernels {
+  // A row x fp32 [k] as row `row` of `rows` of TileProduct::x.
+  void (*to_tiles)(const float* x, int64_t k, int64_t rows, int64_t row, uint16_t* tiles);
+  void (*multiply)(const TileProduct& p);
+  void (*attend)(const TileAttend& a);
 };
 
 struct KernelSet {
@@ -150,6 +205,8 @@ struct KernelSet {
   void (*rope)(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved);
   void (*to_half)(const float* x, int64_t n, uint16_t* y);  // round to nearest even
   void (*attend)(const Attend& a);
+
+  const TileKernels* tiles = nullptr;
 };
 
 }  // namespace cpuinfer

@@ -68,12 +68,15 @@ void Plan::run_attention(const Op& op, int worker) noexcept {
     return;
   }
   phases_.run(worker, blocks * kv_heads, store);
+  if (!tile_queries_.empty()) attend_tiles(op, worker);
+  const auto tiled = static_cast<int64_t>(tiled_blocks_);
+  if (tiled == blocks) return;
   const int64_t splits = ceil_div(group, head_chunk_);
   const int64_t heads = kv_heads * splits;
-  phases_.run(worker, blocks * heads, [&](int64_t item) {
+  phases_.run(worker, (blocks - tiled) * heads, [&](int64_t item) {
     const int64_t kv_head = item % heads / splits;
-    const int64_t first = item % splits * head_chunk_;
-    attend_block(op, item / heads, kv_head, kv_head * group + first, std::min(head_chunk_, group - first), worker);
+    const int64_t first = item % splits * head_chunk_, block = tiled + item / heads;
+    attend_block(op, block, kv_head, kv_head * group + first, std::min(head_chunk_, group - first), worker);
   });
 }
 

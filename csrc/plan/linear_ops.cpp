@@ -49,12 +49,12 @@ void Plan::read_tile(const Op& op, const Reading& reading, int64_t row, int rows
                      int worker) noexcept {
   const ValueId x = op.inputs[0];
   const int64_t k = op.weights[0]->view().k;
-  const float* source = row_of(x, row);
+  const float* source = row_of(x, reading.first + row);
   int64_t stride = padded_width(x);
   if (rewrites(op, reading)) {
     const int64_t own_stride = round_up(k, kLanes);
     for (int r = 0; r < rows; ++r) {
-      const int64_t from = reading.rows != nullptr ? reading.rows[row + r] : row + r;
+      const int64_t from = reading.rows != nullptr ? reading.rows[row + r] : reading.first + row + r;
       read_row(op, reading.order, row_of(x, from), floats + r * own_stride, worker);
     }
     source = floats;
@@ -115,23 +115,19 @@ template <typename Body>
 void Plan::each_part(const Op& op, const Cut& cut, int64_t rows, int64_t item, const Body& body) noexcept {
   const int64_t panels = count_panels(op), chunk = item / cut.row_blocks,
                 row = item % cut.row_blocks * int64_t{kMostRows};
-  int64_t begin = panels * chunk / cut.chunks, end = panels * (chunk + 1) / cut.chunks;
-  for (std::size_t weight = 0; end > 0; ++weight) {
-    const int64_t own = op.weights[weight]->panels();
-    if (begin < own) body(Piece{weight, begin, std::min(end, own), row, std::min(rows, row + int64_t{kMostRows})});
-    begin = std::max<int64_t>(0, begin - own);
-    end -= own;
-  }
+  each_matrix(op, panels * chunk / cut.chunks, panels * (chunk + 1) / cut.chunks,
+              [&](std::size_t weight, int64_t begin, int64_t end) {
+                body(Piece{weight, begin, end, row, std::min(rows, row + int64_t{kMostRows})});
+              });
 }
 
 template <typename Body>
-void Plan::each_piece(const Op& op, const int32_t* row_map, int64_t rows, int worker, const Body& body) noexcept {
-  const Reading reading{row_map, op.input_order.empty() ? nullptr : op.input_order.data()};
+void Plan::each_piece(const Op& op, const Reading& reading, int64_t rows, int worker, const Body& body) noexcept {
   // A single row is prepared by every worker for itself, once it has a piece: cheaper than a phase.
   bool ready = rows > 1;
   Input in = ready ? read_rows(op, reading, rows, worker) : own_input(op, worker);
   if (!rewrites(op, reading)) {
-    in.x = mutable_value(op.inputs[0]);
+    in.x = row_of(op.inputs[0], reading.first);
     in.ldx = padded_width(op.inputs[0]);
   }
   const Cut pieces = cut(op, rows);
@@ -151,45 +147,65 @@ void Plan::multiply(const PackedMatrix& weight, int64_t begin, int64_t end, cons
   kernels_.gemm({&w, begin, end, first, in.x + row * in.ldx, in.ldx, rows, y, ldy});
 }
 
+// What follows the products of a row: y [width] of a weight's outputs from `first` on.
+void Plan::finish_linear(const Op& op, std::size_t weight, int64_t row, int64_t first, int64_t width,
+                         float* y) noexcept {
+  const std::vector<float>& bias = op.biases[weight];
+  if (!bias.empty()) kernels_.add(bias.data() + first, width, y);
+  if (op.activation != Activation::kNone) kernels_.activate(op.activation, width, y);
+  if (op.softcap != 0) kernels_.softcap(op.softcap, width, y);
+  add_residual(op, row, first, width, y);
+}
+
+// y = act(gate) * y, for outputs [first, first + lanes).
+void Plan::finish_glu(const Op& op, int64_t first, int64_t lanes, float* gate, float* y) noexcept {
+  const int64_t width = std::min(lanes, op.weights[0]->view().n - first);
+  if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate);
+  if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y);
+  kernels_.activate(op.activation, lanes, gate);
+  kernels_.multiply(gate, lanes, y);
+}
+
+Plan::Reading Plan::reading_of(const Op& op) noexcept {
+  return {nullptr, op.input_order.empty() ? nullptr : op.input_order.data()};
+}
+
 void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float* head_out, int worker) noexcept {
-  each_piece(op, row_map, rows, worker, [&](const Piece& piece, const Input& in) {
+  Reading reading = reading_of(op);
+  reading.rows = row_map;
+  if (row_map == nullptr) reading.first = run_tiles(op, worker);
+  if (reading.first == rows) return;
+  each_piece(op, reading, rows - reading.first, worker, [&](const Piece& piece, const Input& in) {
     const ValueId id = op.outputs[piece.weight];
     const PackedMatrix& weight = *op.weights[piece.weight];
-    const std::vector<float>& bias = op.biases[piece.weight];
     const int64_t ldy = padded_width(id), first = piece.begin * kLanes;
     const int64_t width = std::min(piece.end * kLanes, weight.view().n) - first;
-    float* out = (head_out != nullptr ? head_out : mutable_value(id)) + first;
+    float* out = (head_out != nullptr ? head_out : row_of(id, reading.first)) + first;
     multiply(weight, piece.begin, piece.end, in, piece.row, piece.row_end - piece.row, out + piece.row * ldy, ldy);
     for (int64_t row = piece.row; row < piece.row_end; ++row) {
-      float* y = out + row * ldy;
-      if (!bias.empty()) kernels_.add(bias.data() + first, width, y);
-      if (op.activation != Activation::kNone) kernels_.activate(op.activation, width, y);
-      if (op.softcap != 0) kernels_.softcap(op.softcap, width, y);
-      add_residual(op, row, first, width, y);
+      finish_linear(op, piece.weight, reading.first + row, first, width, out + row * ldy);
     }
   });
 }
 
 void Plan::run_glu(const Op& op, int worker) noexcept {
+  Reading reading = reading_of(op);
+  reading.first = run_tiles(op, worker);
+  if (reading.first == step_.rows) return;
   float* gate = at(own(worker).gate);
   constexpr int64_t kStride = kPanelsPerItem * kLanes;
-  each_piece(op, nullptr, step_.rows, worker, [&](const Piece& piece, const Input& in) {
+  each_piece(op, reading, step_.rows - reading.first, worker, [&](const Piece& piece, const Input& in) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
-    const int64_t first = piece.begin * kLanes, width = std::min(lanes, op.weights[0]->view().n - first);
+    const int64_t first = piece.begin * kLanes;
     // Few rows: panel by panel, as they lie in memory.  Many: what is read once lies in the cache.
     const int64_t count = piece.row_end - piece.row, run = count > kTileRows ? piece.end - piece.begin : 1;
-    float* y = row_of(op.outputs[0], piece.row) + piece.begin * kLanes;
+    float* y = row_of(op.outputs[0], reading.first + piece.row) + first;
     for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
       const int64_t at = (panel - piece.begin) * kLanes;
       multiply(*op.weights[0], panel, panel + run, in, piece.row, count, gate + at, kStride);
       multiply(*op.weights[1], panel, panel + run, in, piece.row, count, y + at, ldy);
     }
-    for (int64_t r = 0; r < count; ++r) {
-      if (!op.biases[0].empty()) kernels_.add(op.biases[0].data() + first, width, gate + r * kStride);
-      if (!op.biases[1].empty()) kernels_.add(op.biases[1].data() + first, width, y + r * ldy);
-      kernels_.activate(op.activation, lanes, gate + r * kStride);
-      kernels_.multiply(gate + r * kStride, lanes, y + r * ldy);
-    }
+    for (int64_t r = 0; r < count; ++r) finish_glu(op, first, lanes, gate + r * kStride, y + r * ldy);
   });
 }
 

@@ -80,6 +80,8 @@ void Plan::lay_out_arena() {
   inner_ = layout.take(inner_floats_);
   mixed_ = layout.take(mixed_floats_);
   assigned_ = layout.take(3 * most_assigned_ + 1);
+  const int64_t tiled = tiles() ? rows : 0;
+  tiles_of_rows_ = layout.take(tiled * round_up(widest_, kGroup) / 2);
   for (int worker = 0; worker < team_.size(); ++worker) {
     Scratch& scratch = scratch_.emplace_back();
     scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
@@ -90,11 +92,14 @@ void Plan::lay_out_arena() {
     scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
     scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
     scratch.router = layout.take(kTileRows * round_up(most_experts_, kLanes));
+    scratch.tile_sums = layout.take(tiled * kTileStride);
+    scratch.tile_attend = layout.take(tiles() ? tile_room(attention_.head_dim) / int64_t{sizeof(float)} : 0);
   }
   lay_out_values(layout);
   arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
   tiles_.resize(program_.ops().size());
   blocks_.reserve(static_cast<std::size_t>(rows));
+  tile_queries_.reserve(static_cast<std::size_t>(ceil_div(rows, kPageTokens)));
 }
 
 // Places every value; one is given back after the op that reads it last.
@@ -148,12 +153,20 @@ void Plan::prepare(const Step& step) noexcept {
   const int64_t share = step.rows * attention_.heads / (team_.size() * int64_t{2});
   head_chunk_ = std::clamp<int64_t>(share, 1, std::min<int64_t>(group, kTileRows));
   blocks_.clear();
+  tile_queries_.clear();
+  tiled_blocks_ = 0;
   brief_ = group <= kTileRows;
   for (int64_t i = 0; i < step.run_count; ++i) {
     const Run& run = step.runs[i];
     brief_ = brief_ && run.rows == 1 && run.position < kBriefPositions;
     for (int64_t row = 0; row < run.rows; row += block_rows) {
       blocks_.push_back({run.row + row, std::min(block_rows, run.rows - row), run.position + row, run.pages});
+    }
+    if (!run.tiled) continue;
+    tiled_blocks_ = blocks_.size();
+    for (int64_t row = 0; row < run.rows; row += kTileQueries) {
+      const int64_t count = std::min<int64_t>(kTileQueries, run.rows - row);
+      tile_queries_.push_back({run.row + row, count, run.position + row, run.pages});
     }
   }
 }

@@ -2,6 +2,7 @@
 // step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -24,6 +25,7 @@ struct PlanLimits {
   int64_t context = 4096;    // most positions of a sequence
   bool keep_values = false;  // give every value memory of its own, so that all can be read after a step (for tests)
   bool profile = false;      // measure every op
+  bool tiles = false;        // whole pages of a prompt on tile units, where the kernel set has them
 };
 
 constexpr int64_t kHeadRows = 16;  // rows of logits computed at once
@@ -55,6 +57,7 @@ class Plan {
 
   const Program& program() const noexcept { return program_; }
   CacheShape cache_shape() const noexcept { return cache_; }
+  bool tiles() const noexcept { return limits_.tiles && kernels_.tiles != nullptr; }
   int64_t weight_bytes() const noexcept;
   const Profile* profile() const noexcept { return profile_.get(); }  // null unless asked for
 
@@ -70,6 +73,7 @@ class Plan {
   struct Reading {  // which rows of its input an op takes, and each in which order; null: as they come
     const int32_t* rows;
     const int32_t* order;
+    int64_t first = 0;  // row, without `rows`
   };
   struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
     int64_t normed;             // [kTileRows][widest input]
@@ -78,6 +82,8 @@ class Plan {
     int64_t scores;             // [kTileRows][context]
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
+    int64_t tile_sums;          // [rows][kTileStride]
+    int64_t tile_attend;        // TileAttend::room
   };
   struct Cut {  // of a linear op, into items: chunks of the panels of all its matrices times blocks of rows
     int64_t chunks, row_blocks;
@@ -98,6 +104,8 @@ class Plan {
   static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 128 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
+  static constexpr int64_t kTilePanels = 16;  // of an item on tile units: with all rows, half of the second cache
+  static constexpr int64_t kTileStride = (kTilePanels + 1) * kLanes;  // no power of two, so that rows share no cache set
   static constexpr std::size_t kPhases = 5;  // of an op, at most
 
   void check();
@@ -117,9 +125,10 @@ class Plan {
   void run_glu(const Op& op, int worker) noexcept;
   // Runs body(piece, input) for some pieces of a linear op, as phases share them out.
   template <typename Body>
-  void each_piece(const Op& op, const int32_t* row_map, int64_t rows, int worker, const Body& body) noexcept;
+  void each_piece(const Op& op, const Reading& reading, int64_t rows, int worker, const Body& body) noexcept;
   Input read_rows(const Op& op, const Reading& reading, int64_t rows, int worker) noexcept;
   Input own_input(const Op& op, int worker) noexcept;
+  static Reading reading_of(const Op& op) noexcept;
   static bool rewrites(const Op& op, const Reading& reading) noexcept;
   void read_tile(const Op& op, const Reading& reading, int64_t row, int rows, const Input& in, float* floats,
                  int worker) noexcept;
@@ -129,6 +138,26 @@ class Plan {
   static int64_t count_panels(const Op& op) noexcept;
   template <typename Body>
   static void each_part(const Op& op, const Cut& cut, int64_t rows, int64_t item, const Body& body) noexcept;
+  // Runs body(weight, begin, end) for the panels of each matrix among panels [begin, end) of all.
+  template <typename Body>
+  static void each_matrix(const Op& op, int64_t begin, int64_t end, const Body& body) noexcept {
+    for (std::size_t weight = 0; end > 0; ++weight) {
+      const int64_t own = op.weights[weight]->panels();
+      if (begin < own) body(weight, begin, std::min(end, own));
+      begin = std::max<int64_t>(0, begin - own);
+      end -= own;
+    }
+  }
+  void finish_linear(const Op& op, std::size_t weight, int64_t row, int64_t first, int64_t width, float* y) noexcept;
+  void finish_glu(const Op& op, int64_t first, int64_t lanes, float* gate, float* y) noexcept;
+
+  // On tile units.  Returns how many rows are done: all tiled ones, or none.
+  int64_t run_tiles(const Op& op, int worker) noexcept;
+  void read_tiles(const Op& op, int worker) noexcept;
+  void multiply_tiles(const PackedMatrix& weight, int64_t begin, int64_t end, float* y) const noexcept;
+  void run_tiled_linears(const Op& op, int64_t begin, int64_t end, int worker) noexcept;
+  void run_tiled_glu(const Op& op, int64_t begin, int64_t end, int worker) noexcept;
+  void attend_tiles(const Op& op, int worker) noexcept;
   void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
                 float* y, int64_t ldy) const noexcept;
 
@@ -168,6 +197,7 @@ class Plan {
   Buffer arena_;
   std::vector<int64_t> offsets_;  // of each value, in floats
   int64_t logits_ = 0, codes_ = 0, scale_ = 0, sum_ = 0, normed_ = 0;
+  int64_t tiles_of_rows_ = 0;  // see TileProduct::x
   // Of mixtures: experts and shares of each row [rows][used]; each assignment's inner values and output.
   int64_t chosen_ = 0, shares_ = 0, inner_ = 0, mixed_ = 0;
   int64_t assigned_ = 0;        // int32 [3][most_assigned_], and one more: see Assignments
@@ -179,6 +209,8 @@ class Plan {
 
   Step step_;
   std::vector<RowBlock> blocks_;
+  std::size_t tiled_blocks_ = 0;        // of them the first
+  std::vector<RowBlock> tile_queries_;  // tiled rows by kTileQueries
   int64_t head_chunk_ = 1;  // query heads that share a tile
   bool brief_ = false;      // one query a sequence, and few positions: one phase is faster than two evenly shared
 };

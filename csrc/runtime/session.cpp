@@ -45,7 +45,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values, options.profile}),
+      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values, options.profile, options.tiles}),
       cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
@@ -154,29 +154,43 @@ void Session::advance(Sequence& sequence, const std::vector<int32_t>& tokens) no
   }
 }
 
+// Rows of a step: first, for tile units, the tokens of every feed that are whole pages of the cache; then the others.
+// Which those are depends on their positions alone, as long as a prompt is cut at ends of pages.
 void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results) {
   tokens_.clear();
   positions_.clear();
   runs_.clear();
   outputs_.clear();
+  std::vector<std::pair<std::size_t, std::size_t>> pages(feeds.size());  // tokens [begin, end) of each feed
   for (std::size_t f = 0; f < feeds.size(); ++f) {
     const Feed& feed = feeds[f];
-    const Sequence& sequence = find(feed.sequence);
-    const int64_t first = static_cast<int64_t>(tokens_.size());
-    const int64_t count = static_cast<int64_t>(feed.tokens.size());
-    runs_.push_back({first, count, sequence.length, sequence.addresses.data()});
-    for (int64_t i = 0; i < count; ++i) {
-      const std::size_t index = static_cast<std::size_t>(i);
-      tokens_.push_back(feed.tokens[index]);
-      positions_.push_back(sequence.length + i);
-      const bool wanted = feed.want == Want::kLogits || (feed.want == Want::kSample && i + 1 == count) ||
-                          (feed.want == Want::kScores && feed.targets[index] >= 0);
-      if (wanted) outputs_.push_back({static_cast<int32_t>(first + i), f, index});
-    }
-    if (feed.want == Want::kScores) results[f].scores.resize(feed.tokens.size());
-    if (feed.want == Want::kLogits) {
-      results[f].logits.resize(feed.tokens.size() * static_cast<std::size_t>(plan_.vocabulary()));
-    }
+    const std::size_t count = feed.tokens.size(), last = static_cast<std::size_t>(find(feed.sequence).length) + count;
+    const std::size_t to_page = (kPageTokens - (last - count) % kPageTokens) % kPageTokens, left = last % kPageTokens;
+    if (plan_.tiles() && to_page + kPageTokens + left <= count) pages[f] = {to_page, count - left};
+    collect_run(feeds, f, pages[f].first, pages[f].second, true);
+    if (feed.want == Want::kScores) results[f].scores.resize(count);
+    if (feed.want == Want::kLogits) results[f].logits.resize(count * static_cast<std::size_t>(plan_.vocabulary()));
+  }
+  for (std::size_t f = 0; f < feeds.size(); ++f) {
+    collect_run(feeds, f, 0, pages[f].first, false);
+    collect_run(feeds, f, pages[f].second, feeds[f].tokens.size(), false);
+  }
+}
+
+void Session::collect_run(const std::vector<Feed>& feeds, std::size_t f, std::size_t begin, std::size_t end,
+                          bool tiled) {
+  if (begin == end) return;
+  const Feed& feed = feeds[f];
+  const Sequence& sequence = find(feed.sequence);
+  const int64_t first = sequence.length + static_cast<int64_t>(begin);
+  runs_.push_back({static_cast<int64_t>(tokens_.size()), static_cast<int64_t>(end - begin), first,
+                   sequence.addresses.data(), tiled});
+  for (std::size_t i = begin; i < end; ++i) {
+    const bool wanted = feed.want == Want::kLogits || (feed.want == Want::kSample && i + 1 == feed.tokens.size()) ||
+                        (feed.want == Want::kScores && feed.targets[i] >= 0);
+    if (wanted) outputs_.push_back({static_cast<int32_t>(tokens_.size()), f, i});
+    tokens_.push_back(feed.tokens[i]);
+    positions_.push_back(sequence.length + static_cast<int64_t>(i));
   }
 }
 
@@ -247,7 +261,10 @@ std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*int
   std::vector<FeedResult> results(feeds.size());
   collect_rows(feeds, results);
   Watch watch{&cancel_, interrupted, std::chrono::steady_clock::now() + kInterruptInterval};
+  int64_t tiled = 0;
+  for (const Run& run : runs_) tiled += run.tiled ? run.rows : 0;
   const Step step{static_cast<int64_t>(tokens_.size()),
+                  tiled,
                   tokens_.data(),
                   positions_.data(),
                   runs_.data(),

@@ -51,6 +51,7 @@ struct SessionOptions {
   int64_t kept_pages = 0;    // most cache pages there are because of what they hold; see KvCache
   bool keep_values = false;  // see PlanLimits
   bool profile = false;
+  bool tiles = false;  // see PlanLimits
 };
 
 class Session {
@@ -104,6 +105,7 @@ class Session {
   void reserve_pages(const std::vector<Feed>& feeds);
   void advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept;
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
+  void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end, bool tiled);
   void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
   void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);
 

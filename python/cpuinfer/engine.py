@@ -115,9 +115,10 @@ class Engine:
             if request.fed == 0 and request.reuses:
                 # Not as it is admitted: by now another request may have computed the same beginning.
                 request.fed = request.reused = self._session.reuse(request.sequence, request.prompt)
-            feed = request.next_feed(room)
-            room -= len(feed.tokens)
-            work.append((request, feed))
+            feed = request.next_feed(_feed_end(request, room))
+            if feed.tokens:
+                room -= len(feed.tokens)
+                work.append((request, feed))
         return work
 
     def _admit(self) -> None:
@@ -168,3 +169,12 @@ class Engine:
             for request in self._requests
             if request.sequence != NO_SEQUENCE or not (request.done or request.dropped)
         ]
+
+
+def _feed_end(request: Request, room: int) -> int:
+    """Up to where `room` more tokens of a prompt reach: its end, or that of a page, be it none.
+
+    Tile units compute whole pages.  Where a prompt is cut depends on what else runs, and its results must not.
+    """
+    end = min(request.fed + room, len(request.prompt))
+    return end if end == len(request.prompt) else end - end % PAGE_TOKENS

@@ -54,9 +54,13 @@ class LLM:
             they are; of those that are rounded, embeddings and the head get 8 bits.
         cache_packed: keep the packed weights in the cache folder (as much again as the model is large), from where the
             next start reads them instead of packing: worth it where packing takes long, above all with `quantize`.
+        deterministic: compute prompts as answers are: results are the same, bit by bit, whatever the kernel set and
+            however much of a prompt was there before.  Otherwise tile units, where the kernel set has them (`amx`),
+            take the whole pages (32 tokens) of a prompt, several times as fast and rounded another way; still the same
+            whatever the threads and whatever else runs.
         prefix_cache: positions whose keys and values are kept while no request uses them, so that a prompt that begins
             as an earlier one did computes only the rest; in pages of 32.  None keeps as many as the context has, which
-            is what one long request would take; 0 none.  Results are the same, bit by bit.
+            is what one long request would take; 0 none.
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
         profile: measure every operator, for `profile()`.  With CPUINFER_PROFILE=1 in the environment every LLM does,
             and prints it on standard error as it is closed.
@@ -71,6 +75,7 @@ class LLM:
         isa: str | None = None,
         quantize: str | None = None,
         cache_packed: bool = False,
+        deterministic: bool = False,
         prefix_cache: int | None = None,
         keep_values: bool = False,
         profile: bool = False,
@@ -107,6 +112,7 @@ class LLM:
             kept_pages=min(cache_pages, -(-kept // PAGE_TOKENS)),
             keep_values=keep_values,
             profile=self._profiles,
+            tiles=not deterministic,
         )
         self._engine: Engine | None = Engine(self._session, batch=BATCH, context=self.context, cache_pages=cache_pages)
         self.load_seconds = time.perf_counter() - start

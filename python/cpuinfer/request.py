@@ -73,8 +73,8 @@ class Request(ABC):
         """Called when the scheduler admits it."""
 
     @abstractmethod
-    def next_feed(self, room: int) -> Feed:
-        """At most `room` >= 1 tokens."""
+    def next_feed(self, end: int) -> Feed:
+        """The tokens after the `fed` first ones, up to the `end` of the prompt's; of an answer, the last one."""
 
     @abstractmethod
     def receive(self, feed: Feed, result: Any) -> None:
@@ -97,8 +97,7 @@ class Scoring(Request):
         super().__init__(prompt)
         self.logprobs: list[float | None] = [None]
 
-    def next_feed(self, room: int) -> Feed:
-        end = min(self.fed + room, len(self.prompt))
+    def next_feed(self, end: int) -> Feed:
         targets = [*self.prompt[self.fed + 1 : end + 1]]
         return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
 
@@ -116,8 +115,8 @@ class Logits(Request):
         super().__init__(prompt)
         self.rows: list[npt.NDArray[np.float32]] = []
 
-    def next_feed(self, room: int) -> Feed:
-        return Feed(self.prompt[self.fed : self.fed + room], "logits")
+    def next_feed(self, end: int) -> Feed:
+        return Feed(self.prompt[self.fed : end], "logits")
 
     def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
         self.rows.append(result)
@@ -170,10 +169,9 @@ class Generation(Request):
     def begin(self) -> None:
         self._begun = time.perf_counter()
 
-    def next_feed(self, room: int) -> Feed:
+    def next_feed(self, end: int) -> Feed:
         if self.fed >= len(self.prompt):
             return Feed([self._next], "sample")
-        end = min(self.fed + room, len(self.prompt))
         return Feed(self.prompt[self.fed : end], "sample" if end == len(self.prompt) else "nothing")
 
     def receive(self, feed: Feed, result: Any) -> None:

@@ -9,7 +9,7 @@
 namespace cpuinfer {
 namespace {
 
-constexpr uint32_t kEverything = kCpuAvx2 | kCpuAvxVnni | kCpuAvx512 | kCpuAvx512Vnni | kCpuAmxInt8;
+constexpr uint32_t kEverything = kCpuAvx2 | kCpuAvxVnni | kCpuAvx512 | kCpuAvx512Vnni | kCpuAvx512Bf16 | kCpuAmxBf16;
 
 // A processor with everything, under a system that enables everything.
 CpuRegisters full() {
@@ -17,8 +17,8 @@ CpuRegisters full() {
   r.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;
   r.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
   r.leaf7_ecx = 1u << 11;
-  r.leaf7_edx = 1u << 24 | 1u << 25;
-  r.leaf7_1_eax = 1u << 4;
+  r.leaf7_edx = 1u << 22 | 1u << 24 | 1u << 25;
+  r.leaf7_1_eax = 1u << 4 | 1u << 5;
   r.xcr0 = 0x600e7;
   r.amx_permitted = true;
   return r;
@@ -68,10 +68,10 @@ TEST("AMX needs both tile bits of XCR0 and the permission") {
     CpuRegisters r = full();
     r.xcr0 = static_cast<uint64_t>(xcr0);
     r.amx_permitted = permitted;
-    CHECK_EQ(decide_features(r).features, kEverything & ~uint32_t{kCpuAmxInt8});
+    CHECK_EQ(decide_features(r).features, kEverything & ~uint32_t{kCpuAmxBf16});
     CHECK_EQ(
         message("amx", nullptr, decide_features(r)),
-        "isa=amx: the operating system has not enabled amx_int8; usable here: avx512_vnni, avx_vnni, avx2, scalar");
+        "isa=amx: the operating system has not enabled amx_bf16; usable here: avx512_vnni, avx_vnni, avx2, scalar");
   }
 }
 
@@ -81,15 +81,18 @@ TEST("a hypervisor that hides one bit hides the feature it belongs to") {
   CHECK_EQ(decide_features(no_fma).present, 0u);
   CpuRegisters no_bw = full();
   no_bw.leaf7_ebx &= ~(1u << 30);
-  CHECK_EQ(decide_features(no_bw).features, uint32_t{kCpuAvx2 | kCpuAvxVnni | kCpuAmxInt8});
+  CHECK_EQ(decide_features(no_bw).features, uint32_t{kCpuAvx2 | kCpuAvxVnni | kCpuAmxBf16});
   CHECK_EQ(message("", nullptr, decide_features(no_bw)), "avx_vnni");
   CpuRegisters no_vnni = full();
   no_vnni.leaf7_ecx = 0;
   no_vnni.leaf7_1_eax = 0;
   CHECK_EQ(message("", nullptr, decide_features(no_vnni)), "avx2");
-  CpuRegisters no_int8_tiles = full();
-  no_int8_tiles.leaf7_edx = 1u << 24;
-  CHECK_EQ(message("", nullptr, decide_features(no_int8_tiles)), "avx512_vnni");
+  CpuRegisters no_bf16_tiles = full();
+  no_bf16_tiles.leaf7_edx = 1u << 24 | 1u << 25;
+  CHECK_EQ(message("", nullptr, decide_features(no_bf16_tiles)), "avx512_vnni");
+  CpuRegisters no_bf16 = full();
+  no_bf16.leaf7_1_eax = 1u << 4;
+  CHECK_EQ(message("", nullptr, decide_features(no_bf16)), "avx512_vnni");
 }
 
 TEST("a forced set is used, a caller's name goes before the environment's") {
@@ -109,7 +112,7 @@ TEST("an unknown or impossible name says what is there and what is missing") {
            "CPUINFER_ISA=avx_vnni: this processor lacks avx_vnni; usable here: avx2, scalar");
   cpu.present = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
   CHECK_EQ(message("amx", nullptr, cpu),
-           "isa=amx: this processor lacks amx_int8; the operating system has not enabled avx512, avx512_vnni; usable "
+           "isa=amx: this processor lacks avx512_bf16, amx_bf16; the operating system has not enabled avx512, avx512_vnni; usable "
            "here: avx2, scalar");
 }
 
