@@ -9,8 +9,8 @@ namespace cpuinfer {
 struct Run {
   int64_t row;  // first row
   int64_t rows;
-  int64_t position;        // of the first row
-  uint16_t* const* pages;  // the sequence's cache pages; enough for its last position
+  int64_t position;       // of the first row
+  uint8_t* const* pages;  // the sequence's cache pages; enough for its last position
 };
 
 struct Step {
