@@ -17,7 +17,8 @@ from pathlib import Path
 OBJECTS = ("avx2", "avx_vnni", "avx512_vnni")
 KERNELS = {
     *("quantize", "gemm", "rms_norm"),
-    *("layer_norm", "add", "multiply", "activate", "softcap", "rope", "to_half", "attend"),
+    *("layer_norm", "add", "multiply", "activate", "softcap", "rope", "to_half"),
+    *("keep", "attend", "merge"),
 }
 NEEDS = {"memcpy", "memset", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
 CODEBOOK = re.compile(r"cpuinfer::kIq\w+Grid")

@@ -122,6 +122,8 @@ def test_files_are_small(path: Path) -> None:
         ("kernels/kernels.h", "kGroup", canonical.GROUP),
         ("kernels/kernels.h", "kGroup", reference.GROUP),
         ("kernels/kernels.h", "kPageTokens", describe.PAGE_TOKENS),
+        ("kernels/kernels.h", "kSegment", describe.SEGMENT),
+        ("kernels/kernels.h", "kGroup", describe.GROUP),
         ("core/worker_team.h", "kMostWorkers", machine.MOST_THREADS),
     ],
 )

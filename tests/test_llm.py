@@ -420,12 +420,13 @@ def test_the_interpreter_exits_while_a_daemon_thread_generates(tiny_model: Path)
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_scores_of_a_long_context_count_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_partial_results_of_a_long_context_count_as_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_llama(tmp_path / "long.gguf", context=2**30)
     monkeypatch.setattr("cpuinfer.machine.available_memory", lambda: 8 << 20)
-    with LLM(path, threads=2) as llm:  # each page of 32 positions: 8 KiB of keys and values, 2 KiB of scores
-        assert llm.context == (4 << 20) // (10 << 10) * 32
-    with pytest.raises(MemoryLimit, match="scores"):
+    with LLM(path, threads=2) as llm:  # each page of 32 positions: 8 KiB of keys and values
+        # and a sixteenth of the parts of a segment: 4 rows of 4 heads, each 32 values and 16 more in fp32.
+        assert llm.context == (4 << 20) // ((8 << 10) + 4 * 4 * 48 * 4 // 16) * 32
+    with pytest.raises(MemoryLimit, match="scratch"):
         LLM(path, threads=1024, context=8192)
 
 

@@ -20,6 +20,7 @@ from cpuinfer.formats.canonical import BlockLayout
 from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Attention, Embed, Experts, Glu, Linears, Op, Value
 from cpuinfer.reference import Reference, quantisation_step, rotate
+from kept_attention import attention_bound
 from published_models import packed, write_published_llama
 from tiny_gguf import write_tiny_llama
 
@@ -165,26 +166,6 @@ def plus(bound: Array, exact: Array, op: Linears | Experts, values: dict[Value, 
     if op.residual is None:
         return bound
     return bound + UNIT * (np.abs(exact) + np.abs(values[op.residual]) + bound)
-
-
-def attention_bound(op: Attention, values: dict[Value, Array]) -> Array:
-    """Keys and values are kept in fp16; scores are sums of head_dim products in fp32; a change d of all scores changes
-    each softmax weight by a factor within exp(2 d)."""
-    n = len(values[op.q])
-    q = values[op.q].reshape(n, op.heads, -1)
-    k = np.repeat(values[op.k].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)
-    v = np.repeat(values[op.v].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)
-    assert op.rope is not None
-    q, k = np.abs(rotate(q, op.rope)), np.abs(rotate(k, op.rope))
-    products = np.einsum("qhd,khd->hqk", q, k) * op.scale
-    # Rotation: table and two products rounded, in both; fp16 of keys (2**-25 absolutely where subnormal).
-    relative = HALF + (op.head_dim + 16) * UNIT * 2
-    absolute = np.einsum("qhd,d->hq", q, np.full(op.head_dim, 2.0**-25)) * op.scale
-    score_off = np.where(np.tri(n, dtype=bool), products * relative * 2, 0).max(axis=-1) + absolute
-    factor = np.expm1(2 * score_off + (n + 16) * UNIT * 2)
-    largest = np.maximum.accumulate(np.abs(v), axis=0)
-    bound = factor.T[:, :, None] * largest + (HALF + (n + 4) * UNIT) * largest + 2.0**-25
-    return bound.reshape(n, -1)
 
 
 @pytest.mark.parametrize("experts", [0, 3])

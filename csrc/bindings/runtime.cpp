@@ -43,6 +43,13 @@ Activation activation_named(const std::optional<std::string>& name) {
   throw Error(Fault::kInvalid, "activation '" + *name + "': expected relu, silu, gelu or gelu_tanh");
 }
 
+CacheType cache_named(const std::string& name) {
+  if (name == "f16") return CacheType::kF16;
+  if (name == "int8") return CacheType::kInt8;
+  if (name == "int4") return CacheType::kInt4;
+  throw Error(Fault::kInvalid, "cache '" + name + "': expected f16, int8 or int4");
+}
+
 // (inverse frequencies, interleaved, magnitude).
 using RopeTuple = std::tuple<Array<double>, bool, double>;
 
@@ -244,14 +251,15 @@ void bind_runtime(py::module_& m) {
 
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
-                       int64_t context, int64_t cache_pages, int64_t kept_pages, bool keep_values, bool profile,
-                       bool tiles) {
-             const SessionOptions options{threads, batch, context, cache_pages, kept_pages, keep_values, profile, tiles};
+                       int64_t context, int64_t cache_pages, const std::string& cache, int64_t kept_pages,
+                       bool keep_values, bool profile, bool tiles) {
+             const SessionOptions options{threads,    batch,       context, cache_pages, cache_named(cache),
+                                          kept_pages, keep_values, profile, tiles};
              return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
-           py::arg("context"), py::arg("cache_pages"), py::arg("kept_pages") = 0, py::arg("keep_values") = false,
-           py::arg("profile") = false, py::arg("tiles") = false)
+           py::arg("context"), py::arg("cache_pages"), py::arg("cache") = "f16", py::arg("kept_pages") = 0,
+           py::arg("keep_values") = false, py::arg("profile") = false, py::arg("tiles") = false)
       .def("open", &Session::open, py::arg("sampler") = nullptr, Released())
       .def("close", &Session::close, Released())
       .def(

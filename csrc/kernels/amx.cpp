@@ -16,7 +16,6 @@ namespace {
 constexpr int kLineHalves = 32;             // bf16 numbers of a tile's row
 constexpr int64_t kTilePrefetchBytes = 4096;  // how far ahead packed weights are fetched
 
-inline int64_t round_up_to_groups(int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 inline int64_t round_up_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 inline const uint16_t* halves(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
 
@@ -24,10 +23,12 @@ inline const uint16_t* halves(const uint8_t* p) { return reinterpret_cast<const 
 
 // clang-format off
 #include "kernels/exponential.inl.h"
+#include "kernels/spread.inl.h"
 #include "kernels/unpack.inl.h"
 #include "kernels/grids.inl.h"
 #include "kernels/tile_unpack.inl.h"
 #include "kernels/tile_product.inl.h"
+#include "kernels/tile_cache.inl.h"
 #include "kernels/tile_attend.inl.h"
 // clang-format on
 

@@ -1,51 +1,30 @@
-// Body of attention over paged fp16 keys and values, written once over the including file's parts.
-// Included inside that file's namespace, after gemm.inl.h.  What lies beyond a row's limit is never multiplied in.
+// Body of attention over a paged cache, segment by segment, written once over the including file's parts.
+// Included inside that file's namespace, after the kinds of cache.  What lies beyond a row's limit is never multiplied
+// in.
 
 namespace {
 
-inline int64_t round_up_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// scores[row][t ...] = scale * q k for kColumns parts of positions from t on, all in one page.
-template <int kRows, int kColumns>
-inline void score_positions(const Attend& a, int first_row, int64_t t) {
-  const uint16_t* k = a.pages[t / kPageTokens] + a.k_offset + t % kPageTokens;
-  Part sum[kRows][kColumns];
-  for (auto& row : sum) {
-    for (Part& part : row) part = fill(0.0f);
-  }
-  for (int64_t d = 0; d < a.head_dim; ++d, k += kPageTokens) {
-#pragma GCC unroll 2
-    for (int c = 0; c < kColumns; ++c) {
-      const Part keys = load_half(k + c * kPartLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum[r][c] = fused(fill(a.q[first_row + r][d]), keys, sum[r][c]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    float* scores = a.scores + (first_row + r) * a.scores_stride + t;
-    for (int c = 0; c < kColumns; ++c) store(scores + c * kPartLanes, fill(a.scale) * sum[r][c]);
-  }
-}
-
-// Soft cap and slope of a row's scores; `lanes` are 0, 1, ... 15.
-inline void bend_scores(const Attend& a, int row, float* scores, int64_t first, int64_t end) {
+// Soft cap and slope of a row's scores of the `count` positions from t on; `lanes` are 0, 1, ... 15.
+inline void bend_scores(const Attend& a, int row, float* scores, int64_t t, int64_t count) {
   float lanes[kLanes];
   for (int l = 0; l < kLanes; ++l) lanes[l] = static_cast<float>(l);
-  if (a.softcap != 0) softcap(a.softcap, end - first, scores + first);
+  if (a.softcap != 0) softcap(a.softcap, count, scores);
   if (a.slope[row] == 0) return;
-  for (int64_t t = first; t < end; t += kLanes) {
-    const Part distance = fill(static_cast<float>(t - (a.limit[row] - 1)));  // of lane 0; exact below 2^24
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Part distance = fill(static_cast<float>(t + i - (a.limit[row] - 1)));  // of lane 0; exact below 2^24
     for (int p = 0; p < kParts; ++p) {
-      float* at = scores + t + p * kPartLanes;
+      float* at = scores + i + p * kPartLanes;
       store(at, fused(fill(a.slope[row]), distance + load(lanes + p * kPartLanes), load(at)));
     }
   }
 }
 
-// scores[begin, limit) -> exp(score - largest); returns their sum.  Other scores from `first`, a multiple of 16, to the
-// next multiple of 16 become 0.
-inline float exponentials(float* scores, int64_t first, int64_t begin, int64_t limit) {
-  const int64_t end = round_up_to_lanes(limit);
+// scores[begin, limit) -> exp(score - largest); part gets largest and sum.  Other scores of their 16 become 0.
+inline void exponentials(float* scores, int64_t begin, int64_t limit, float* part) {
+  const int64_t first = begin / kLanes * kLanes, end = round_up_to_lanes(limit);
   for (int64_t t = first; t < begin; ++t) scores[t] = -__builtin_inff();
   for (int64_t t = limit; t < end; ++t) scores[t] = -__builtin_inff();
   Part largest[kParts], sums[kParts];
@@ -56,7 +35,8 @@ inline float exponentials(float* scores, int64_t first, int64_t begin, int64_t l
   for (int64_t t = first + kLanes; t < end; t += kLanes) {
     for (int p = 0; p < kParts; ++p) largest[p] = larger(largest[p], load(scores + t + p * kPartLanes));
   }
-  const Part shift = fill(largest_lane(largest));
+  part[0] = largest_lane(largest);
+  const Part shift = fill(part[0]);
   for (int64_t t = first; t < end; t += kLanes) {
     for (int p = 0; p < kParts; ++p) {
       float* at = scores + t + p * kPartLanes;
@@ -65,88 +45,177 @@ inline float exponentials(float* scores, int64_t first, int64_t begin, int64_t l
       sums[p] = sums[p] + weight;
     }
   }
-  return sum_lanes(sums);
+  part[1] = sum_lanes(sums);
 }
 
-// sum[r] += p[r][t] v[t] for t in [begin, end), kColumns parts of the head from dimension d on.
-template <int kRows, int kColumns>
-inline void add_values(const Attend& a, int first_row, int64_t d, int64_t begin, int64_t end,
-                       Part (&sum)[kRows][kColumns]) {
-  const int64_t stride = round_up_to_lanes(a.head_dim);
-  const float* scores = a.scores + first_row * a.scores_stride;
-  for (int64_t t = begin; t < end;) {
-    const int64_t slot = t % kPageTokens;
-    const uint16_t* v = a.pages[t / kPageTokens] + a.v_offset + slot * stride + d;
-    const int64_t page_end = t - slot + kPageTokens;
-    for (const int64_t stop = page_end < end ? page_end : end; t < stop; ++t, v += stride) {
-#pragma GCC unroll 2
-      for (int c = 0; c < kColumns; ++c) {
-        const Part values = load_half(v + c * kPartLanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          sum[r][c] = fused(fill(scores[r * a.scores_stride + t]), values, sum[r][c]);
-        }
-      }
-    }
-  }
-}
-
-// out[row][d ...] for kColumns parts of the head; positions every row sees are read once for all of them.
-template <int kRows, int kColumns>
-inline void weigh_values(const Attend& a, int first_row, int64_t first, int64_t d, const float (&total)[kRows]) {
-  int64_t shared = a.limit[first_row];
-  for (int r = 1; r < kRows; ++r) shared = a.limit[first_row + r] < shared ? a.limit[first_row + r] : shared;
-  Part sum[kRows][kColumns];
-  for (auto& row : sum) {
-    for (Part& part : row) part = fill(0.0f);
-  }
-  add_values<kRows, kColumns>(a, first_row, d, first, shared, sum);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const int row = first_row + r;
-    Part one[1][kColumns];
-    for (int c = 0; c < kColumns; ++c) one[0][c] = sum[r][c];
-    add_values<1, kColumns>(a, row, d, shared, a.limit[row], one);
-    for (int c = 0; c < kColumns; ++c) {
-      const int64_t at = d + c * kPartLanes, left = a.head_dim - at;
-      const Part out = one[0][c] / fill(total[r]);
-      if (left >= kPartLanes)
-        store(a.out[row] + at, out);
-      else if (left > 0)
-        store_first(a.out[row] + at, out, left);
-    }
-  }
+// Positions of a segment, from its start on, that a row sees: [begin, end); empty if begin >= end.
+struct Seen {
+  int64_t begin, end;
+};
+inline Seen seen_by(const Attend& a, int row, int64_t start) {
+  return {most(a.begin[row] - start, 0), least(a.limit[row] - start, kSegment)};
 }
 
 template <int kRows>
+inline Seen seen_by_any(const Seen (&seen)[kRows]) {
+  Seen all{kSegment, 0};
+  for (const Seen& one : seen) {
+    if (one.begin < one.end) all = {least(all.begin, one.begin), most(all.end, one.end)};
+  }
+  return all;
+}
+
+// whole: the values of a head in the first `padded` floats, then largest and sum; takes in the next segment's.
+inline void merge_part(const float* part, int64_t padded, float* whole) {
+  const float* from = part + padded;
+  float* to = whole + padded;
+  const float largest = to[0] > from[0] ? to[0] : from[0];
+  Part shifts[kParts];
+  float lanes[kLanes] = {to[0] - largest, from[0] - largest};
+  for (int p = 0; p < kParts; ++p) {
+    shifts[p] = exponential(load(lanes + p * kPartLanes));
+    store(lanes + p * kPartLanes, shifts[p]);
+  }
+  const Part before = fill(lanes[0]), after = fill(lanes[1]);
+  to[0] = largest;
+  to[1] = __builtin_fmaf(from[1], lanes[1], to[1] * lanes[0]);
+  for (int64_t d = 0; d < padded; d += kPartLanes) {
+    store(whole + d, fused(load(part + d), after, load(whole + d) * before));
+  }
+}
+
+inline void finish_row(const float* whole, int64_t padded, int64_t head_dim, float* out) {
+  const Part total = fill(whole[padded + 1]);
+  for (int64_t d = 0; d < head_dim; d += kPartLanes) {
+    const Part value = load(whole + d) / total;
+    if (head_dim - d >= kPartLanes)
+      store(out + d, value);
+    else
+      store_first(out + d, value, head_dim - d);
+  }
+}
+
+// Scores of the segment's pages that any row sees, then each row's exponentials.
+template <typename Cache, int kRows>
+void score_segment(const Attend& a, int first_row, int64_t start, const Seen (&seen)[kRows]) {
+  const Seen all = seen_by_any<kRows>(seen);
+  const uint8_t* const* pages = a.pages + start / kPageTokens;
+  const int64_t last = (all.end - 1) / kPageTokens;
+  for (int64_t page = all.begin / kPageTokens; page <= last; ++page) {
+    const uint8_t* next = page < last ? pages[page + 1] + a.place.k : pages[all.begin / kPageTokens] + a.place.v;
+    fetch_ahead(next, page < last ? Cache::key_bytes(a) : Cache::value_bytes(a));
+    Cache::template score_page<kRows>(a, first_row, pages[page], page * kPageTokens, all.end - page * kPageTokens);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int row = first_row + r;
+    if (seen[r].begin >= seen[r].end) continue;
+    float* scores = row_scores(a, row);
+    const int64_t first = seen[r].begin / kLanes * kLanes;
+    if (a.softcap != 0 || a.slope[row] != 0) {
+      bend_scores(a, row, scores + first, start + first, round_up_to_lanes(seen[r].end) - first);
+    }
+    exponentials(scores, seen[r].begin, seen[r].end, part_of(a, row) + round_up_to_groups(a.head_dim));
+  }
+}
+
+// The segment's values, weighed; pages that every row sees alike are read once for all of them.
+template <typename Cache, int kRows>
+void weigh_segment(const Attend& a, int first_row, int64_t start, const Seen (&seen)[kRows], const uint8_t* following) {
+  const Seen all = seen_by_any<kRows>(seen);
+  const int64_t padded = round_up_to_groups(a.head_dim);
+  for (int r = 0; r < kRows; ++r) {
+    for (int64_t d = 0; d < padded; d += kPartLanes) store(part_of(a, first_row + r) + d, fill(0.0f));
+  }
+  const uint8_t* const* pages = a.pages + start / kPageTokens;
+  const int64_t last = (all.end - 1) / kPageTokens;
+  for (int64_t page = all.begin / kPageTokens; page <= last; ++page) {
+    const int64_t score = page * kPageTokens;
+    if (page < last)
+      fetch_ahead(pages[page + 1] + a.place.v, Cache::value_bytes(a));
+    else if (following != nullptr)
+      fetch_ahead(following + a.place.k, Cache::key_bytes(a));
+    Seen part[kRows];
+    bool alike = true;
+    for (int r = 0; r < kRows; ++r) {
+      part[r] = {most(seen[r].begin - score, 0), least(seen[r].end - score, kPageTokens)};
+      alike = alike && part[r].begin == part[0].begin && part[r].end == part[0].end;
+    }
+    if (alike && part[0].begin < part[0].end) {
+      Cache::template add_page<kRows>(a, first_row, pages[page], score, part[0].begin, part[0].end);
+      continue;
+    }
+    for (int r = 0; r < kRows; ++r) {
+      if (part[r].begin >= part[r].end) continue;
+      Cache::template add_page<1>(a, first_row + r, pages[page], score, part[r].begin, part[r].end);
+    }
+  }
+}
+
+template <typename Cache, int kRows>
+void attend_segment(const Attend& a, int first_row, int64_t segment, const uint8_t* following) {
+  const int64_t start = segment * kSegment, floats = attend_part_floats(a.head_dim);
+  Seen seen[kRows];
+  for (int r = 0; r < kRows; ++r) seen[r] = seen_by(a, first_row + r, start);
+  score_segment<Cache, kRows>(a, first_row, start, seen);
+  weigh_segment<Cache, kRows>(a, first_row, start, seen, following);
+  for (int r = 0; r < kRows; ++r) {
+    const int row = first_row + r;
+    if (seen[r].begin >= seen[r].end) continue;
+    const bool alone = a.part[row] != nullptr;
+    if (alone || segment == a.begin[row] / kSegment)
+      __builtin_memcpy(alone ? a.part[row] : whole_of(a, row), part_of(a, row),
+                       static_cast<__SIZE_TYPE__>(floats) * sizeof(float));
+    else
+      merge_part(part_of(a, row), round_up_to_groups(a.head_dim), whole_of(a, row));
+  }
+}
+
+template <typename Cache, int kRows>
 void attend_rows(const Attend& a, int first_row) {
   int64_t first = a.begin[first_row], end = 0;
   for (int r = first_row; r < first_row + kRows; ++r) {
-    first = a.begin[r] < first ? a.begin[r] : first;
-    end = a.limit[r] > end ? a.limit[r] : end;
+    first = least(a.begin[r], first);
+    end = most(a.limit[r], end);
   }
-  first = first / kPageTokens * kPageTokens;
-  end = round_up_to_lanes(end);
-  // Blocks of two parts start at multiples of their size, which divides a page, so none crosses into the next page.
-  constexpr int64_t kTwo = 2 * kPartLanes;
-  int64_t t = first;
-  for (; t + kTwo <= end; t += kTwo) score_positions<kRows, 2>(a, first_row, t);
-  if (t < end) score_positions<kRows, 1>(a, first_row, t);
-  float total[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const int row = first_row + r;
-    float* scores = a.scores + row * a.scores_stride;
-    if (a.softcap != 0 || a.slope[row] != 0) bend_scores(a, row, scores, first, round_up_to_lanes(a.limit[row]));
-    total[r] = exponentials(scores, first, a.begin[row], a.limit[row]);
+  Cache::template read_queries<kRows>(a, first_row);
+  if (a.part[first_row] != nullptr) return attend_segment<Cache, kRows>(a, first_row, a.segment, nullptr);
+  const int64_t last = (end - 1) / kSegment;
+  for (int64_t segment = first / kSegment; segment <= last; ++segment) {
+    const uint8_t* following = segment < last ? a.pages[(segment + 1) * (kSegment / kPageTokens)] : nullptr;
+    attend_segment<Cache, kRows>(a, first_row, segment, following);
   }
-  const int64_t padded = round_up_to_lanes(a.head_dim);
-  int64_t d = 0;
-  for (; d + kTwo <= padded; d += kTwo) weigh_values<kRows, 2>(a, first_row, first, d, total);
-  if (d < padded) weigh_values<kRows, 1>(a, first_row, first, d, total);
+  for (int r = first_row; r < first_row + kRows; ++r) {
+    finish_row(whole_of(a, r), round_up_to_groups(a.head_dim), a.head_dim, a.out[r]);
+  }
+}
+
+template <typename Cache>
+void attend_cache(const Attend& a) {
+  in_blocks<Cache::kRows>(a.rows,
+                          [&](auto rows, int first_row) { attend_rows<Cache, decltype(rows)::value>(a, first_row); });
 }
 
 }  // namespace
 
+void keep(const Keep& k) {
+  switch (k.cache) {
+    case CacheType::kF16: return HalfCache::keep(k);
+    case CacheType::kInt8: return ByteCache::keep(k);
+    case CacheType::kInt4: return NibbleCache::keep(k);
+  }
+}
+
 void attend(const Attend& a) {
-  in_blocks<kFloatRows>(a.rows, [&](auto rows, int first_row) { attend_rows<decltype(rows)::value>(a, first_row); });
+  switch (a.cache) {
+    case CacheType::kF16: return attend_cache<HalfCache>(a);
+    case CacheType::kInt8: return attend_cache<ByteCache>(a);
+    case CacheType::kInt4: return attend_cache<NibbleCache>(a);
+  }
+}
+
+void merge(const MergeParts& m) {
+  const int64_t padded = round_up_to_groups(m.head_dim);
+  __builtin_memcpy(m.scratch, m.parts, static_cast<__SIZE_TYPE__>(attend_part_floats(m.head_dim)) * sizeof(float));
+  for (int64_t i = 1; i < m.count; ++i) merge_part(m.parts + i * m.stride, padded, m.scratch);
+  finish_row(m.scratch, padded, m.head_dim, m.out);
 }

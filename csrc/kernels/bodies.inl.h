@@ -8,5 +8,8 @@
 #include "kernels/unpack.inl.h"
 #include "kernels/grids.inl.h"
 #include "kernels/staged.inl.h"
+#include "kernels/spread.inl.h"
+#include "kernels/attend_half.inl.h"
+#include "kernels/attend_codes.inl.h"
 #include "kernels/attend.inl.h"
 // clang-format on

@@ -17,13 +17,15 @@
   void softcap(float cap, int64_t n, float* y);                                                    \
   void rope(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved); \
   void to_half(const float* x, int64_t n, uint16_t* y);                                            \
+  void keep(const Keep& k);                                                                        \
   void attend(const Attend& a);                                                                    \
+  void merge(const MergeParts& m);                                                                 \
   }
 
 // The same as a list, in the order of KernelSet's members.
 #define CPUINFER_KERNELS(isa)                                                                                     \
   isa::quantize, isa::gemm, isa::rms_norm, isa::layer_norm, isa::add, isa::multiply, isa::activate, isa::softcap, \
-      isa::rope, isa::to_half, isa::attend
+      isa::rope, isa::to_half, isa::keep, isa::attend, isa::merge
 
 namespace cpuinfer {
 CPUINFER_DECLARE_KERNELS(avx512_vnni)

@@ -17,6 +17,7 @@ constexpr int kHalf = 16;        // inputs that share a sum of activations, and 
 constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
 constexpr int kMostRows = 64;    // activation rows of a product: tiles that use a panel while it is in the caches
 constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
+constexpr int kSegment = 512;    // positions whose attention is one partial result; whole pages
 constexpr int kTileBlock = 32;   // activation rows of tile units: two tiles of 16, or a page of a prompt
 constexpr int kTileInputs = 512;     // inputs of a weight panel that are unpacked at once for tile units
 constexpr int kTilePositions = 256;  // positions whose keys and values are
@@ -121,23 +122,88 @@ struct TileProduct {
 // of Abramowitz and Stegun, off by at most 7.5e-8.
 enum class Activation : uint8_t { kNone, kRelu, kSilu, kGelu, kGeluTanh };
 
+// How keys and values are kept.  Codes are rounded like activations, per position and group of kGroup head dimensions,
+// with the largest magnitude as code 127 or 7: value ~ scale * (code - zero), scale in fp16.
+enum class CacheType : uint8_t {
+  kF16,
+  kInt8,  // zero 128
+  kInt4,  // zero 8; keys are spread first (below)
+};
+
+// Where in a page one layer's key-value head lies, in bytes.  P is head_dim rounded up to kGroup, zeros in between, g a
+// group of P, t a position of the page; lanes of 4 codes are what dot products take.
+//   kF16:  k fp16 [head_dim][t] (transposed: lanes are positions), v fp16 [t][head_dim rounded up to 16]; no scales
+//   kInt8: k uint8 [g][8 s][t][4], dimension 4 s + j of the group;  v uint8 [t / 4][P][4], position 4 (t / 4) + j
+//   kInt4: k uint8 [g][4 s][t][4], dimensions 4 s + j in the low, 16 + 4 s + j in the high nibble;
+//          v uint8 [t / 4][g][16][4], position 4 (t / 4) + j, dimensions l in the low and 16 + l in the high nibble
+//   k_scale, v_scale: fp16 [g][t]
+struct HeadPlace {
+  int64_t k, k_scale, v, v_scale;
+};
+
+// Puts the key and the value of one position, fp32 [head_dim] each, into a page.
+// A key is spread: blocks of 2^n dimensions, the largest that divide head_dim, are multiplied by the Hadamard matrix /
+// sqrt(2^n): for h = 1, 2, 4, ...: (a, b) -> (a + b, a - b) for elements h apart, then times the fp32 1 / sqrt(2^n).
+struct Keep {
+  CacheType cache;
+  HeadPlace place;
+  uint8_t* page;
+  int64_t slot;  // of the position in its page
+  const float* k;
+  const float* v;
+  int64_t head_dim;
+  float* scratch;  // fp32 [head_dim rounded up to kGroup]
+};
+
+// A part of a row's attention: its largest score, the sum of exp(score - largest) and of that times V, are fp32
+// [head_dim rounded up to kGroup] values, then the largest and the sum.
+constexpr int64_t kPartTail = kLanes;
+constexpr int64_t attend_part_floats(int64_t head_dim) { return (head_dim + kGroup - 1) / kGroup * kGroup + kPartTail; }
+
+// Floats of scratch: scores of a segment and two parts of each row, then its query in codes or spread.
+constexpr int64_t attend_scratch_floats(int64_t head_dim) {
+  return kTileRows * (kSegment + 4 * attend_part_floats(head_dim));
+}
+
 // Queries of one sequence that share one key-value head, over positions [begin, limit) of a row:
 //   out = softmax(s) V,  s(t) = softcap(scale q k_t) + slope (t - (limit - 1)),  softcap(z) = c tanh(z / c).
+//
+// Positions are cut at multiples of kSegment.  Of a segment, over the positions of it that the row sees:
+//   kF16:  q k_t: fma(q[d], k[d], sum) in ascending d
+//   codes: the query (of kInt4: spread) rounded like activations; per group in ascending order
+//          i = sum (code - zero) * q  (int32, exact);  sum = fma(float(i), scale_k * scale_q, sum)
+//   largest m = max s(t); p(t) = exp(s(t) - m); l = sum of p by lanes (lane t % 16, ascending t) and the tree;
+//   kF16:  o[d] = fma(p(t), v[t][d], o[d]) in ascending t
+//   codes: per page in ascending order and group of dimensions, w(t) = p(t) * scale_v(t), 0 for positions not seen,
+//          rounded like activations;  i as above over the page's positions;  o[d] = fma(float(i), scale_w, o[d])
+// Segments are merged in ascending order, the first being taken as it is: m = max(m0, m1), f = exp(m0 - m),
+// g = exp(m1 - m), l = fma(l1, g, l0 * f), o = fma(o1, g, o0 * f).  At the end out = o / l.
+// So a row's result depends on nothing but its own positions: not on other rows, nor on who computes which segment.
 struct Attend {
-  int rows;                      // 1 .. kTileRows queries
-  const float* q[kTileRows];     // fp32 [head_dim] each
-  float* out[kTileRows];         // fp32 [head_dim] each; nothing is written past head_dim
-  int64_t begin[kTileRows];      // the first position each query sees
-  int64_t limit[kTileRows];      // one past the last, > begin
-  const uint16_t* const* pages;  // the sequence's cache pages, kPageTokens positions each
-  int64_t k_offset;  // in a page, elements to fp16 K [head_dim][kPageTokens] (transposed: lanes are positions)
-  int64_t v_offset;  // in a page, elements to fp16 V [kPageTokens][round_up(head_dim, 16)]
+  int rows;                     // 1 .. kTileRows queries
+  const float* q[kTileRows];    // fp32 [head_dim] each
+  float* out[kTileRows];        // fp32 [head_dim] each; nothing is written past head_dim
+  int64_t begin[kTileRows];     // the first position each query sees
+  int64_t limit[kTileRows];     // one past the last, > begin
+  const uint8_t* const* pages;  // the sequence's cache pages, kPageTokens positions each
+  CacheType cache;
+  HeadPlace place;
   int64_t head_dim;
   float scale;
   float softcap;           // 0 for none
   float slope[kTileRows];  // 0 for none
-  float* scores;           // scratch fp32 [rows][scores_stride]
-  int64_t scores_stride;   // >= the largest limit rounded up to 16
+  float* scratch;          // attend_scratch_floats(head_dim)
+  float* part[kTileRows];  // null, or where only the part of one segment is to go, not merged, instead of out
+  int64_t segment;         // which one: of positions [segment * kSegment, ...)
+};
+
+// Merges parts of a row, of neighbouring segments in ascending order, and gives what Attend would.
+struct MergeParts {
+  const float* parts;  // [count][stride]
+  int64_t count, stride;
+  int64_t head_dim;
+  float* out;      // fp32 [head_dim]
+  float* scratch;  // attend_part_floats(head_dim)
 };
 
 // Queries of one sequence by tile units, for some heads that share a key-value head: what Attend means, with queries,
@@ -151,8 +217,9 @@ struct TileAttend {
   float* out;              // fp32 [rows][out_stride], the same
   int64_t stride, out_stride;
   int64_t window;          // positions a query sees, with its own; 0: all
-  const uint16_t* const* pages;
-  int64_t k_offset, v_offset;
+  const uint8_t* const* pages;
+  CacheType cache;
+  HeadPlace place;
   int64_t head_dim;
   float scale;
   float softcap;
@@ -204,7 +271,9 @@ struct KernelSet {
   // (a, b) -> (a cos - b sin, a sin + b cos) with products rounded before the sum.  cosine, sine fp32 [pairs].
   void (*rope)(float* head, const float* cosine, const float* sine, int64_t pairs, bool interleaved);
   void (*to_half)(const float* x, int64_t n, uint16_t* y);  // round to nearest even
+  void (*keep)(const Keep& k);
   void (*attend)(const Attend& a);
+  void (*merge)(const MergeParts& m);
 
   const TileKernels* tiles = nullptr;
 };

@@ -1,10 +1,8 @@
-// Attention of whole pages of queries on tile units, over paged fp16 keys and values: the softmax is kept up with as
+// Attention of whole pages of queries on tile units, over paged keys and values: the softmax is kept up with as
 // positions come (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1), so that no score is ever written far.
-// Included inside the set's namespace, after tile_unpack.inl.h and exponential.inl.h.
+// Included inside the set's namespace, after tile_cache.inl.h and exponential.inl.h.
 
 namespace {
-
-constexpr int64_t kPositionLines = kTilePositions / kPageTokens;  // pages, and tiles, of a part of the positions
 
 // The parts of TileAttend::room.  Strides of sums are in floats.
 struct AttendRoom {
@@ -34,32 +32,16 @@ struct AttendRoom {
   float* sum_block(int64_t block) const { return sums + block * kTileBlock * dims; }
 };
 
-// Keys of one page, [head_dim][32 positions], to tiles [2 halves of the page][key_steps].
-inline void unpack_keys(const uint16_t* k, int64_t head_dim, int64_t key_steps, uint16_t* tiles) {
-  for (int half = 0; half < 2; ++half) {
-    for (int64_t d = 0; d < key_steps * kGroup; d += 2, tiles += 2 * kLanes) {
-      const uint16_t* at = k + d * kPageTokens + half * kLanes;
-      const Part even = d < head_dim ? load_half(at) : fill(0.0f);
-      const Part odd = d + 1 < head_dim ? load_half(at + kPageTokens) : fill(0.0f);
-      store_halves(tiles, paired(even, odd));
-    }
-  }
-}
-
-// Values of one page, [32 positions][dims], to its tile of each 16 dimensions, kPositionLines tiles apart.
-inline void unpack_values(const uint16_t* v, int64_t dims, uint16_t* tiles) {
-  for (int64_t d = 0; d < dims; d += kLanes, tiles += kPositionLines * kTileHalves) {
-    for (int64_t t = 0; t < kPageTokens; t += 2) {
-      store_halves(tiles + t * kLanes, paired(load_half(v + t * dims + d), load_half(v + (t + 1) * dims + d)));
-    }
-  }
-}
-
 inline void read_queries(const TileAttend& a, const AttendRoom& room) {
   for (int64_t head = 0; head < a.heads; ++head) {
     for (int64_t row = 0; row < a.rows; ++row) {
       uint16_t* tiles = room.query_block((head * a.rows + row) / kTileBlock) + row % kTileBlock * kLineHalves;
       const float* q = a.q + row * a.stride + head * a.head_dim;
+      if (a.cache == CacheType::kInt4) {
+        copy_padded(q, a.head_dim, room.scores);  // free until the first block
+        spread_head(room.scores, a.head_dim);
+        q = room.scores;
+      }
       for (int64_t d = 0; d < room.key_steps * kGroup; d += kGroup, tiles += kTileBlock * kLineHalves) {
         store_halves(tiles, in_order(load_up_to(q + d, a.head_dim - d), load_up_to(q + d + kLanes, a.head_dim - d - kLanes)));
       }
@@ -134,14 +116,13 @@ inline void attend_block(const TileAttend& a, const AttendRoom& room, int64_t bl
     weigh_row(seen, room.scores + r * kTilePositions, count, room.weights + r * kLineHalves, room.largest[at],
               room.total[at], sums + r * room.dims, room.dims);
   }
-  constexpr int64_t kColumn = kPositionLines * kTileHalves;
   int64_t d = 0;
   for (; d + 2 * kLanes <= room.dims; d += 2 * kLanes) {
-    multiply_block<2>(room.weights, room.values + d / kLanes * kColumn, kColumn, count / kPageTokens, false, sums + d,
+    multiply_block<2>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn, count / kPageTokens, false, sums + d,
                       room.dims, nothing);
   }
   if (d < room.dims) {
-    multiply_block<1>(room.weights, room.values + d / kLanes * kColumn, kColumn, count / kPageTokens, false, sums + d,
+    multiply_block<1>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn, count / kPageTokens, false, sums + d,
                       room.dims, nothing);
   }
 }
@@ -182,9 +163,8 @@ void attend_tiles(const TileAttend& a) {
     for (int64_t t = first; t < end; t += kPageTokens) {
       // Of a page that no query sees, which may be gone, the first keys and values seen stand for them: they weigh 0.
       const bool seen = t + kPageTokens > begin;
-      const uint16_t* page = a.pages[(seen ? t : begin) / kPageTokens];
-      unpack_keys(page + a.k_offset, a.head_dim, room.key_steps, room.keys + (t - first) * room.key_steps * kGroup);
-      unpack_values(page + a.v_offset, room.dims, room.values + (t - first) / kPageTokens * kTileHalves);
+      unpack_page(a, a.pages[(seen ? t : begin) / kPageTokens], room.keys + (t - first) * room.key_steps * kGroup,
+                  room.values + (t - first) / kPageTokens * kTileHalves);
     }
     for (int64_t block = 0; block < room.queries / kTileBlock; ++block) attend_block(a, room, block, first, end);
   }

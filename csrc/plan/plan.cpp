@@ -13,7 +13,7 @@ Plan::Plan(const Program& program, const KernelSet& kernels, WorkerTeam& team, c
     : program_(program), kernels_(kernels), team_(team), limits_(limits), phases_(team.size(), most_phases()) {
   check();
   lay_out_arena();
-  if (limits.profile) profile_ = std::make_unique<Profile>(program);
+  if (limits.profile) profile_ = std::make_unique<Profile>(program, cache_);
 }
 
 void Plan::check() {
@@ -50,7 +50,7 @@ void Plan::check_op(const Op& op) {
       refuse("its heads differ from those of the layers before");
     }
     attention_ = shape;
-    cache_ = {std::max<int64_t>(cache_.layers, shape.layer + 1), shape.kv_heads, shape.head_dim};
+    cache_ = {std::max<int64_t>(cache_.layers, shape.layer + 1), shape.kv_heads, shape.head_dim, limits_.cache};
   }
 }
 
@@ -87,7 +87,7 @@ void Plan::lay_out_arena() {
     scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
     scratch.unordered = layout.take(widest_);
     scratch.gate = layout.take(kMostRows * kPanelsPerItem * kLanes);
-    scratch.scores = layout.take(kTileRows * round_up(limits_.context, kLanes));
+    scratch.attend = layout.take(attend_scratch_floats(attention_.head_dim));
     scratch.codes = layout.take(code_floats(kTileRows * widest_));
     scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
     scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
@@ -95,6 +95,8 @@ void Plan::lay_out_arena() {
     scratch.tile_sums = layout.take(tiled * kTileStride);
     scratch.tile_attend = layout.take(tiles() ? tile_room(attention_.head_dim) / int64_t{sizeof(float)} : 0);
   }
+  parts_ = layout.take(most_shared_blocks() * block_rows() * attention_.heads * ceil_div(limits_.context, kSegment) *
+                       attend_part_floats(attention_.head_dim));
   lay_out_values(layout);
   arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
   tiles_.resize(program_.ops().size());
@@ -148,10 +150,10 @@ void Plan::prepare(const Step& step) noexcept {
   step_ = step;
   phases_.reset();
   const int64_t group = attention_.heads / attention_.kv_heads;
-  const int64_t block_rows = std::max<int64_t>(1, kTileRows / group);
   // Few queries: smaller tiles, so that every worker gets some.
   const int64_t share = step.rows * attention_.heads / (team_.size() * int64_t{2});
   head_chunk_ = std::clamp<int64_t>(share, 1, std::min<int64_t>(group, kTileRows));
+  int64_t longest = 0;
   blocks_.clear();
   tile_queries_.clear();
   tiled_blocks_ = 0;
@@ -159,16 +161,19 @@ void Plan::prepare(const Step& step) noexcept {
   for (int64_t i = 0; i < step.run_count; ++i) {
     const Run& run = step.runs[i];
     brief_ = brief_ && run.rows == 1 && run.position < kBriefPositions;
-    for (int64_t row = 0; row < run.rows; row += block_rows) {
-      blocks_.push_back({run.row + row, std::min(block_rows, run.rows - row), run.position + row, run.pages});
+    if (!run.tiled) longest = std::max(longest, run.position + run.rows);
+    for (int64_t row = 0; row < run.rows; row += block_rows()) {
+      blocks_.push_back({run.row + row, std::min(block_rows(), run.rows - row), run.position + row, run.pages});
     }
     if (!run.tiled) continue;
-    tiled_blocks_ = blocks_.size();
+    tiled_blocks_ = static_cast<int64_t>(blocks_.size());
     for (int64_t row = 0; row < run.rows; row += kTileQueries) {
       const int64_t count = std::min<int64_t>(kTileQueries, run.rows - row);
       tile_queries_.push_back({run.row + row, count, run.position + row, run.pages});
     }
   }
+  const bool few = static_cast<int64_t>(blocks_.size()) - tiled_blocks_ <= most_shared_blocks();
+  segments_ = few && longest > kSegment ? ceil_div(longest, kSegment) : 0;
 }
 
 // An op is over when its last phase is.

@@ -21,8 +21,9 @@ namespace cpuinfer {
 class ArenaLayout;
 
 struct PlanLimits {
-  int64_t rows = 512;        // most rows in a step
-  int64_t context = 4096;    // most positions of a sequence
+  int64_t rows = 512;      // most rows in a step
+  int64_t context = 4096;  // most positions of a sequence
+  CacheType cache = CacheType::kF16;
   bool keep_values = false;  // give every value memory of its own, so that all can be read after a step (for tests)
   bool profile = false;      // measure every op
   bool tiles = false;        // whole pages of a prompt on tile units, where the kernel set has them
@@ -62,6 +63,10 @@ class Plan {
   const Profile* profile() const noexcept { return profile_.get(); }  // null unless asked for
 
  private:
+  struct RowBlock {  // rows of one sequence whose queries share a tile
+    int64_t row, rows, position;
+    uint8_t* const* pages;
+  };
   // An op's input as its kernels read it: quantised tiles of kTileRows rows, and floats for float weights.
   struct Input {
     int8_t* codes;
@@ -79,7 +84,7 @@ class Plan {
     int64_t normed;             // [kTileRows][widest input]
     int64_t unordered;          // [widest input]: a row before its inputs are put into another order
     int64_t gate;               // [kMostRows][kPanelsPerItem * 16]: of glu
-    int64_t scores;             // [kTileRows][context]
+    int64_t attend;             // see Attend::scratch
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
     int64_t tile_sums;          // [rows][kTileStride]
@@ -106,7 +111,8 @@ class Plan {
   static constexpr int64_t kBriefPositions = 256;
   static constexpr int64_t kTilePanels = 16;  // of an item on tile units: with all rows, half of the second cache
   static constexpr int64_t kTileStride = (kTilePanels + 1) * kLanes;  // no power of two, so that rows share no cache set
-  static constexpr std::size_t kPhases = 5;  // of an op, at most
+  static constexpr int64_t kSharedItems = 2;  // for each worker: with fewer heads to attend, segments are items
+  static constexpr std::size_t kPhases = 5;   // of an op, at most
 
   void check();
   void check_op(const Op& op);
@@ -167,9 +173,21 @@ class Plan {
   int64_t sort_assignments(const Op& op) noexcept;
 
   void run_attention(const Op& op, int worker) noexcept;
-  void store_key_and_value(const Op& op, int64_t row, int64_t position, uint16_t* const* pages, int64_t head) noexcept;
-  void attend_block(const Op& op, int64_t block, int64_t kv_head, int64_t first_head, int64_t head_count,
-                    int worker) noexcept;
+  void store_key_and_value(const Op& op, int64_t row, int64_t position, uint8_t* const* pages, int64_t head,
+                           int worker) noexcept;
+  struct HeadRange {  // query heads of one key-value head
+    int64_t kv_head, first, count;
+  };
+  void attend_segments(const Op& op, int worker) noexcept;
+  void merge_segments(const Op& op, int64_t block, int64_t head, int worker) noexcept;
+  Attend attend_task(const Op& op, const RowBlock& b, const HeadRange& heads, int worker) noexcept;
+  void attend_block(const Op& op, int64_t block, const HeadRange& heads, int worker) noexcept;
+  int64_t first_seen(const Op& op, int64_t limit) const noexcept;
+  int64_t most_shared_blocks() const noexcept;
+  int64_t block_rows() const noexcept {
+    return std::max<int64_t>(1, kTileRows * attention_.kv_heads / attention_.heads);
+  }
+  float* part_at(int64_t block, int64_t row, int64_t head, int64_t segment) noexcept;
   void rotate_tables(int64_t row) noexcept;
 
   float* at(int64_t offset) noexcept { return arena_.as<float>() + offset; }
@@ -177,10 +195,6 @@ class Plan {
   float* row_of(ValueId id, int64_t row) noexcept { return mutable_value(id) + row * padded_width(id); }
   Scratch& own(int worker) noexcept { return scratch_[static_cast<std::size_t>(worker)]; }
 
-  struct RowBlock {  // rows of one sequence whose queries share a tile
-    int64_t row, rows, position;
-    uint16_t* const* pages;
-  };
   struct RopeTables {  // offsets of fp32 [rows][pairs]
     int64_t cosine, sine;
   };
@@ -209,9 +223,11 @@ class Plan {
 
   Step step_;
   std::vector<RowBlock> blocks_;
-  std::size_t tiled_blocks_ = 0;        // of them the first
+  int64_t tiled_blocks_ = 0;            // of them the first
   std::vector<RowBlock> tile_queries_;  // tiled rows by kTileQueries
   int64_t head_chunk_ = 1;  // query heads that share a tile
+  int64_t parts_ = 0;       // of segments: fp32 [blocks][rows of a block][heads][segments of the context]
+  int64_t segments_ = 0;    // items of each head of each block, where workers share out segments; else 0
   bool brief_ = false;      // one query a sequence, and few positions: one phase is faster than two evenly shared
 };
 

@@ -5,7 +5,8 @@
 
 namespace cpuinfer {
 
-Profile::Profile(const Program& program) : program_(program), times_(program.ops().size() + 1) {}
+Profile::Profile(const Program& program, CacheShape cache)
+    : program_(program), cache_(cache), times_(program.ops().size() + 1) {}
 
 void Profile::begin(const Step& step) noexcept {
   step_ = step;
@@ -55,12 +56,12 @@ void Profile::count(const Op& op, int64_t rows, Time& time) const noexcept {
 }
 
 void Profile::count_attention(const AttentionShape& shape, Time& time) const noexcept {
-  const auto halves = static_cast<double>(2 * shape.kv_heads * shape.head_dim);
+  const double position = static_cast<double>(cache_.kv_heads * cache_.head_bytes()) / kPageTokens;  // bytes
   for (int64_t i = 0; i < step_.run_count; ++i) {
     const Run& run = step_.runs[i];
     const int64_t seen = run.position + run.rows;
     const int64_t reach = shape.window > 0 ? std::min(seen, shape.window + run.rows - 1) : seen;
-    time.bytes += halves * 2 * static_cast<double>(reach);
+    time.bytes += position * static_cast<double>(reach);
     for (int64_t row = 0; row < run.rows; ++row) {
       const int64_t positions = run.position + row + 1;
       const int64_t visible = shape.window > 0 ? std::min(positions, shape.window) : positions;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "plan/cache_shape.h"
 #include "plan/program.h"
 #include "plan/step.h"
 
@@ -25,7 +26,7 @@ class Profile {
     double operations = 0;  // multiplications and additions
   };
 
-  explicit Profile(const Program& program);
+  Profile(const Program& program, CacheShape cache);
 
   void begin(const Step& step) noexcept;
   // The op's work on so many rows is done; the number of ops stands for what follows the head.
@@ -38,6 +39,7 @@ class Profile {
   void count_attention(const AttentionShape& shape, Time& time) const noexcept;
 
   const Program& program_;
+  CacheShape cache_;
   std::vector<std::array<Time, kStages>> times_;
   Step step_;
   Stage stage_ = kPrompt;

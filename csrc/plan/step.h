@@ -9,9 +9,9 @@ namespace cpuinfer {
 struct Run {
   int64_t row;  // first row
   int64_t rows;
-  int64_t position;        // of the first row
-  uint16_t* const* pages;  // the sequence's cache pages; enough for its last position
-  bool tiled = false;      // whole pages, for tile units
+  int64_t position;       // of the first row
+  uint8_t* const* pages;  // the sequence's cache pages; enough for its last position
+  bool tiled = false;     // whole pages, for tile units
 };
 
 struct Step {

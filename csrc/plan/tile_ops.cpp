@@ -92,8 +92,8 @@ void Plan::attend_tiles(const Op& op, int worker) noexcept {
     a.out_stride = padded_width(op.outputs[0]);
     a.window = shape.window;
     a.pages = b.pages;
-    a.k_offset = cache_.k_offset(shape.layer, kv_head);
-    a.v_offset = cache_.v_offset(shape.layer, kv_head);
+    a.cache = cache_.type;
+    a.place = cache_.place(shape.layer, kv_head);
     a.head_dim = shape.head_dim;
     a.scale = shape.scale;
     a.softcap = shape.softcap;

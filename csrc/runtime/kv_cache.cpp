@@ -19,17 +19,27 @@ KvCache::PageRef KvCache::take() {
     free_.splice(free_.end(), kept_, kept_.begin());
   }
   if (free_.empty()) {
-    try {
-      free_.emplace_back(static_cast<std::size_t>(shape_.page_bytes()));
-    } catch (const std::bad_alloc&) {
-      throw Error(Fault::kMemory, "key-value cache: the system has no memory for another page of " +
-                                      std::to_string(shape_.page_bytes()) + " bytes");
-    }
+    if (fresh_.empty()) allocate();
+    free_.splice(free_.end(), fresh_, fresh_.begin());
   }
   const PageRef page = std::prev(free_.end());
   page->users = 1;
   used_.splice(used_.end(), free_, page);
   return page;
+}
+
+void KvCache::allocate() {
+  const auto bytes = static_cast<std::size_t>(shape_.page_bytes());
+  const int64_t wanted = kBlockBytes / shape_.page_bytes(), room = limit_ - used() - kept();
+  const auto count = static_cast<std::size_t>(std::max<int64_t>(1, std::min(wanted, room)));
+  try {
+    const auto whole = static_cast<std::size_t>(round_up(shape_.page_bytes(), int64_t{kCacheLine}));
+    BufferPool block(count * whole);
+    for (std::size_t i = 0; i < count; ++i) fresh_.emplace_back(block.take(bytes));
+  } catch (const std::bad_alloc&) {
+    throw Error(Fault::kMemory, "key-value cache: the system has no memory for another page of " +
+                                    std::to_string(shape_.page_bytes()) + " bytes");
+  }
 }
 
 std::vector<KvCache::PageRef> KvCache::share(std::span<const int32_t> tokens) {

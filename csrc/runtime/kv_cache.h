@@ -22,13 +22,14 @@ class KvCache {
   using Tokens = std::array<int32_t, kPageTokens>;
   using Key = std::pair<int64_t, Tokens>;  // the name of the page before, or kStart; the tokens
   struct Page {
-    explicit Page(std::size_t bytes) : buffer(bytes) {}
+    explicit Page(Buffer memory) : buffer(std::move(memory)) {}
     Buffer buffer;
     int64_t users = 0;
     int64_t name = kUnnamed;  // never given twice, so that one of a page long gone leads nowhere
     Key key{};                // of a named page
   };
   static constexpr int64_t kUnnamed = -1, kStart = 0;
+  static constexpr int64_t kBlockBytes = int64_t{4} << 20;  // of pages allocated at once, to lie on huge pages
 
  public:
   using PageRef = std::list<Page>::iterator;
@@ -40,7 +41,7 @@ class KvCache {
   const CacheShape& shape() const noexcept { return shape_; }
   int64_t used() const noexcept { return static_cast<int64_t>(used_.size()); }
   int64_t kept() const noexcept { return static_cast<int64_t>(kept_.size()); }
-  static uint16_t* address(PageRef page) noexcept { return page->buffer.as<uint16_t>(); }
+  static uint8_t* address(PageRef page) noexcept { return page->buffer.as<uint8_t>(); }
 
   // A page of unspecified content.  Throws Error(kMemory) past the limit or when the system has no memory.
   PageRef take();
@@ -53,12 +54,14 @@ class KvCache {
   void release(std::span<const PageRef> pages) noexcept;
 
  private:
+  void allocate();
   void forget(PageRef page) noexcept;
   void add_user(PageRef page) noexcept;
 
   CacheShape shape_;
   int64_t limit_, kept_limit_;
   int64_t next_name_ = kStart + 1;
+  std::list<Page> fresh_;               // of the last block, never touched: the system has not given their memory yet
   std::list<Page> free_, used_, kept_;  // kept: the longest unused first; a page goes after those that follow it
   std::map<Key, PageRef> named_;
 };

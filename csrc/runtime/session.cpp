@@ -45,7 +45,9 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(*program_, kernels, team_, {options.batch, options.context, options.keep_values, options.profile, options.tiles}),
+      plan_(
+          *program_, kernels, team_,
+          {options.batch, options.context, options.cache, options.keep_values, options.profile, options.tiles}),
       cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {

@@ -45,9 +45,10 @@ struct FeedResult {
 
 struct SessionOptions {
   int threads = 1;
-  int64_t batch = 512;       // most rows in a step
-  int64_t context = 4096;    // most positions of a sequence
-  int64_t cache_pages = 0;   // most cache pages in use at once
+  int64_t batch = 512;      // most rows in a step
+  int64_t context = 4096;   // most positions of a sequence
+  int64_t cache_pages = 0;  // most cache pages in use at once
+  CacheType cache = CacheType::kF16;
   int64_t kept_pages = 0;    // most cache pages there are because of what they hold; see KvCache
   bool keep_values = false;  // see PlanLimits
   bool profile = false;
@@ -89,8 +90,8 @@ class Session {
   struct Sequence {
     int64_t length = 0;
     std::vector<KvCache::PageRef> pages;
-    std::vector<uint16_t*> addresses;  // of the pages
-    std::vector<int32_t> tail;         // the tokens of the last page, while it is not full
+    std::vector<uint8_t*> addresses;  // of the pages
+    std::vector<int32_t> tail;        // the tokens of the last page, while it is not full
     std::shared_ptr<Sampler> sampler;
   };
   struct Output {  // one row whose logits are wanted

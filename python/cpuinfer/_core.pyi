@@ -201,6 +201,7 @@ class Session:
         batch: int,
         context: int,
         cache_pages: int,
+        cache: str = "f16",
         kept_pages: int = 0,
         keep_values: bool = False,
         profile: bool = False,

@@ -8,29 +8,60 @@ from pathlib import Path
 
 from cpuinfer.config import Config
 from cpuinfer.description import Description, MemoryEstimate, TensorKind
+from cpuinfer.errors import InvalidRequest
 from cpuinfer.loader import open_model
 from cpuinfer.weight import PANEL, Weight
 from cpuinfer.weights import Source
 
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
+GROUP, SEGMENT = 32, 512
+"""Head dimensions that share a scale; positions whose attention is one partial result."""
+BATCH = 512
+"""Most rows in a step: tokens of prompts plus one for each answer under way."""
+KV_CACHES = ("f16", "int8", "int4")
+"""How keys and values may be kept."""
 PROGRAM, TOKEN = 40_000_000, 700
 """Bytes of the interpreter with its libraries, and of a tokenizer for each token (500 to 750); both measured."""
 
 
-def page_bytes(config: Config) -> int:
-    """Bytes of a page of the key-value cache: fp16 keys and values of PAGE_TOKENS positions, all layers."""
+def page_bytes(config: Config, kv_cache: str = "f16") -> int:
+    """Bytes of a page of the key-value cache: keys and values of PAGE_TOKENS positions, all layers.
+
+    fp16; or codes of 8 or 4 bits, with an fp16 scale for each group of 32 head dimensions.
+    """
+    check_kv_cache(kv_cache)
     padded = -(-config.head_dim // PANEL) * PANEL
-    return config.layers * config.kv_heads * PAGE_TOKENS * (config.head_dim + padded) * 2
+    groups = -(-config.head_dim // GROUP)
+    values = {
+        "f16": 2 * (config.head_dim + padded),
+        "int8": 2 * groups * (GROUP + 2),
+        "int4": 2 * groups * (GROUP // 2 + 2),
+    }
+    return config.layers * config.kv_heads * PAGE_TOKENS * values[kv_cache]
 
 
-def score_bytes(threads: int) -> int:
-    """Bytes of attention scores for each position of the context: fp32, 8 rows of a tile for each thread."""
-    return threads * 8 * 4
+def check_kv_cache(kv_cache: str) -> None:
+    """Raises InvalidRequest unless it is one of KV_CACHES."""
+    if kv_cache not in KV_CACHES:
+        raise InvalidRequest(f"kv_cache: {kv_cache!r}, expected {', '.join(KV_CACHES[:-1])} or {KV_CACHES[-1]}")
 
 
-def describe(path: str | Path, context: int | None = None, *, quantize: str | None = None) -> Description:
+def part_bytes(config: Config, threads: int) -> int:
+    """Bytes of attention's partial results for each page of the context.
+
+    Of so few queries that workers share out segments of 512 positions: fp32 values, a largest score and a sum each.
+    """
+    blocks = min(BATCH, (2 * threads - 1) // config.kv_heads) if threads > 1 else 0
+    queries = blocks * max(1, 8 * config.kv_heads // config.heads) * config.heads
+    return queries * (-(-config.head_dim // GROUP) * GROUP + 16) * 4 * PAGE_TOKENS // SEGMENT
+
+
+def describe(
+    path: str | Path, context: int | None = None, *, quantize: str | None = None, kv_cache: str = "f16"
+) -> Description:
     """What a model holds and what running it would take."""
+    check_kv_cache(kv_cache)
     blueprint = open_model(path, context=context, quantize=quantize)
     config, source = blueprint.config, blueprint.source
     kinds: dict[tuple[str, str, str], list[Weight]] = {}
@@ -39,7 +70,7 @@ def describe(path: str | Path, context: int | None = None, *, quantize: str | No
         kinds.setdefault((_kind(ours), weight.encoding, layout), []).append(weight)
     weights = sum(weight.packed_bytes for weight in source.weights.values())
     positions = context or config.context
-    cache = -(-positions // PAGE_TOKENS) * page_bytes(config)
+    cache = -(-positions // PAGE_TOKENS) * page_bytes(config, kv_cache)
     return Description(
         name=config.name or Path(path).stem,
         format=source.kind,
@@ -53,6 +84,7 @@ def describe(path: str | Path, context: int | None = None, *, quantize: str | No
         feed_forward=config.feed_forward,
         vocabulary=config.vocabulary,
         context=positions,
+        kv_cache=kv_cache,
         tied=config.tied,
         rope=_rope(config),
         tokenizer=source.tokenizer_name,
@@ -76,11 +108,11 @@ def _looked_up(config: Config, source: Source) -> list[str]:
     return [name for name in tables if name in source.weights]
 
 
-def scratch_bytes(config: Config, context: int, *, batch: int = 512, threads: int | None = None) -> int:
-    """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention scores per thread."""
+def scratch_bytes(config: Config, context: int, *, batch: int = BATCH, threads: int | None = None) -> int:
+    """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention's partial results."""
     width = 3 * config.hidden + config.feed_forward + (config.heads + 2 * config.kv_heads) * config.head_dim
-    scores = score_bytes(threads or os.cpu_count() or 1) * context
-    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary) + scores
+    parts = part_bytes(config, threads or os.cpu_count() or 1) * context // PAGE_TOKENS
+    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary) + parts
 
 
 def _kind(name: str) -> str:

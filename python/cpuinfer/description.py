@@ -70,5 +70,7 @@ class Description:
     memory: MemoryEstimate
     bytes_per_token: int
     """Packed bytes of weights read to decode one token."""
+    kv_cache: str = "f16"
+    """How keys and values are kept in this estimate."""
     left_out: tuple[str, ...] = ()
     """Parts of the model that the files have and nothing reads: `vision_tower`."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from cpuinfer import loader, machine, store
-from cpuinfer.describe import PAGE_TOKENS, page_bytes, score_bytes
+from cpuinfer.describe import BATCH, PAGE_TOKENS, check_kv_cache, page_bytes, part_bytes
 from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
 from cpuinfer.profiling import OperatorTime, collect, report
@@ -33,8 +33,6 @@ Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 """A chat message: role and content."""
 
-BATCH = 512
-"""Most rows in a step: tokens of prompts plus one for each answer under way."""
 CACHE_SHARE = 0.5
 """Of the memory free at load, at most, for keys and values."""
 
@@ -61,6 +59,8 @@ class LLM:
         prefix_cache: positions whose keys and values are kept while no request uses them, so that a prompt that begins
             as an earlier one did computes only the rest; in pages of 32.  None keeps as many as the context has, which
             is what one long request would take; 0 none.
+        kv_cache: how keys and values are kept: f16, int8 (about half the memory, faster far into a context), or int4
+            (about a quarter, at some cost of quality).
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.
         profile: measure every operator, for `profile()`.  With CPUINFER_PROFILE=1 in the environment every LLM does,
             and prints it on standard error as it is closed.
@@ -77,6 +77,7 @@ class LLM:
         cache_packed: bool = False,
         deterministic: bool = False,
         prefix_cache: int | None = None,
+        kv_cache: str = "f16",
         keep_values: bool = False,
         profile: bool = False,
     ) -> None:
@@ -89,11 +90,14 @@ class LLM:
             raise InvalidRequest(f"model: {model!r}, expected a path or a name")
         self.isa: str = _core.select_kernels(isa)
         self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
+        check_kv_cache(kv_cache)
         blueprint = loader.open_model(self.path, context=context, quantize=quantize)
         self.config: Config = blueprint.config
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
-        self.context, cache_pages = _fit_context(self.config, context, self.threads)
+        self.kv_cache = kv_cache
+        page = page_bytes(self.config, kv_cache)
+        self.context, cache_pages = _fit_context(self.config, context, self.threads, page)
         kept = self.context if prefix_cache is None else _check_prefix_cache(prefix_cache)
         self.tokenizer = blueprint.source.tokenizer()
         if self.tokenizer.vocabulary > self.config.vocabulary:
@@ -109,6 +113,7 @@ class LLM:
             batch=BATCH,
             context=self.context,
             cache_pages=cache_pages,
+            cache=kv_cache,
             kept_pages=min(cache_pages, -(-kept // PAGE_TOKENS)),
             keep_values=keep_values,
             profile=self._profiles,
@@ -312,22 +317,21 @@ def _check_prefix_cache(positions: int) -> int:
     return positions
 
 
-def _fit_context(config: Config, asked: int | None, threads: int) -> tuple[int, int]:
-    """(context, cache pages): what was asked, or the model's own context as far as memory goes."""
+def _fit_context(config: Config, asked: int | None, threads: int, page: int) -> tuple[int, int]:
+    """(context, cache pages of so many bytes): what was asked, or the model's own context as far as memory goes."""
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
         raise InvalidRequest(f"context: {asked!r}, expected a positive integer")
     budget = int(machine.available_memory() * CACHE_SHARE)
-    page = page_bytes(config)
-    scores = PAGE_TOKENS * score_bytes(threads)
-    most = budget // (page + scores) * PAGE_TOKENS
+    parts = part_bytes(config, threads)
+    most = budget // (page + parts) * PAGE_TOKENS
     context = min(config.context, max(PAGE_TOKENS, most)) if asked is None else asked
     if most < context:
-        need = -(-context // PAGE_TOKENS) * (page + scores)
+        need = -(-context // PAGE_TOKENS) * (page + parts)
         raise MemoryLimit(
-            f"a context of {context} needs {need / 2**20:.0f} MiB for keys, values and scores, "
+            f"a context of {context} needs {need / 2**20:.0f} MiB for keys, values and scratch, "
             f"half of the free memory is {budget / 2**20:.0f} MiB: ask for a smaller context (-c)"
         )
-    return context, (budget - -(-context // PAGE_TOKENS) * scores) // page
+    return context, (budget - -(-context // PAGE_TOKENS) * parts) // page
 
 
 def _completion(request: Generation) -> Completion:

@@ -2,8 +2,7 @@
 // gets does not depend on the other rows, the other panels or where its positions begin.
 #include <algorithm>
 
-#include "kernel_cases.h"
-#include "kernels/half.h"
+#include "attend_cases.h"
 #include "kernels/pack.h"
 
 namespace cpuinfer {
@@ -175,33 +174,8 @@ TEST("NaN and infinity of an input reach its row and no other") {
   for (std::size_t i = 0; i < y.size(); ++i) CHECK_EQ(std::isfinite(y[i]), i / 32 != 5 && i / 32 != 9);
 }
 
-// Keys and values in scattered pages; NaN where nothing was written.
-struct Pages {
-  int64_t head_dim, stride, v_offset;
-  std::vector<std::vector<uint16_t>> storage;
-  std::vector<const uint16_t*> pages;
-
-  Pages(int64_t dim, int64_t positions) : head_dim(dim), stride(round_up(dim, kLanes)), v_offset(dim * kPageTokens) {
-    for (int64_t p = 0; p < positions / kPageTokens; ++p) {
-      std::vector<uint16_t>& page = storage.emplace_back(size(v_offset + kPageTokens * stride), uint16_t{0x7e00});
-      for (int64_t t = 0; t < kPageTokens; ++t) {
-        for (int64_t d = 0; d < dim; ++d) {
-          page[size(d * kPageTokens + t)] = float_to_half(normal());
-          page[size(v_offset + t * stride + d)] = float_to_half(normal());
-        }
-      }
-    }
-    for (const auto& page : storage) pages.push_back(page.data());
-  }
-  double key(int64_t t, int64_t d) const {
-    return half_to_float(storage[size(t / kPageTokens)][size(d * kPageTokens + t % kPageTokens)]);
-  }
-  double value(int64_t t, int64_t d) const {
-    return half_to_float(storage[size(t / kPageTokens)][size(v_offset + t % kPageTokens * stride + d)]);
-  }
-};
-
 struct Kind {
+  CacheType cache;
   int64_t head_dim, heads, window;
   float softcap;
   bool slopes;
@@ -210,7 +184,7 @@ struct Kind {
 const float kSlopes[] = {0.5f, 0.125f, 0.03f, 0.0f, 0.25f, 1.0f, 0.01f, 0.06f};
 
 // Queries [rows][heads * head_dim] at `position` and after it.
-std::vector<float> attend(const Pages& cache, const Kind& kind, const float* q, int64_t position, int64_t rows) {
+std::vector<float> attend(const Cache& cache, const Kind& kind, const float* q, int64_t position, int64_t rows) {
   const int64_t width = kind.heads * kind.head_dim;
   const Guarded<float> queries(std::vector<float>(q, q + rows * width));
   Guarded<float> out(size(rows * width));
@@ -218,21 +192,25 @@ std::vector<float> attend(const Pages& cache, const Kind& kind, const float* q, 
   Buffer room(size(tile_room(kind.head_dim)));
   std::fill_n(room.as<uint8_t>(), room.bytes(), uint8_t{0xff});
   tile_units()->attend({rows, position, kind.heads, queries.data(), out.data(), width, width, kind.window,
-                        cache.pages.data(), 0, cache.v_offset, kind.head_dim, 0.125f, kind.softcap,
+                        cache.pages.data(), kind.cache, cache.place, kind.head_dim, 0.125f, kind.softcap,
                         kind.slopes ? kSlopes : nullptr, room.as<void>()});
   return {out.begin(), out.end()};
 }
 
 // Scores are off by the roundings of queries and keys; then weights by as much in their exponent, twice for their sum;
 // weights and values are rounded too.
-void check_row(const Pages& cache, const Kind& kind, const float* q, int64_t position, int64_t head, const float* out) {
+void check_row(const Cache& cache, const Kind& kind, const float* query, int64_t position, int64_t head,
+               const float* out) {
+  const std::vector<float> plain(query, query + kind.head_dim);
+  const std::vector<double> q =
+      kind.cache == CacheType::kInt4 ? spread(plain) : std::vector<double>(plain.begin(), plain.end());
   const int64_t begin = kind.window > 0 ? std::max<int64_t>(0, position + 1 - kind.window) : 0;
   std::vector<double> weight;
   double off = 0, total = 0, most_value = 0;
   for (int64_t t = begin; t <= position; ++t) {
     double score = 0, magnitude = 0;
     for (int64_t d = 0; d < kind.head_dim; ++d) {
-      const double term = static_cast<double>(q[d]) * cache.key(t, d) * 0.125;
+      const double term = q[size(d)] * cache.key(t, d) * 0.125;
       score += term;
       magnitude += std::abs(term);
       most_value = std::max(most_value, std::abs(cache.value(t, d)));
@@ -258,29 +236,33 @@ void check_row(const Pages& cache, const Kind& kind, const float* q, int64_t pos
 
 TEST("attention is within the roundings to bf16, and a row's the same in any block of rows") {
   if (tile_units() == nullptr) return;
-  for (const Kind& kind : {Kind{64, 4, 0, 0, false}, {40, 1, 0, 0, false}, {80, 3, 0, 0, true}, {128, 8, 100, 0, false},
-                           {64, 2, 33, 20, false}, {16, 2, 300, 0, true}, {256, 1, 0, 30, false}}) {
-    const int64_t width = kind.heads * kind.head_dim, position = 224, rows = 128;
-    const Pages cache(kind.head_dim, position + rows);
-    const std::vector<float> q = normals(size(rows * width));
-    const std::vector<float> out = attend(cache, kind, q.data(), position, rows);
-    for (int64_t row = 0; row < rows; row += 9) {
-      for (int64_t head = 0; head < kind.heads; ++head) {
-        const int64_t at = row * width + head * kind.head_dim;
-        check_row(cache, kind, q.data() + at, position + row, head, out.data() + at);
+  for (const CacheType type : kCacheTypes) {
+    for (const Kind& kind :
+         {Kind{type, 64, 4, 0, 0, false}, {type, 40, 1, 0, 0, false}, {type, 80, 3, 0, 0, true},
+          {type, 128, 8, 100, 0, false}, {type, 64, 2, 33, 20, false}, {type, 16, 2, 300, 0, true},
+          {type, 256, 1, 0, 30, false}}) {
+      const int64_t width = kind.heads * kind.head_dim, position = 224, rows = 128;
+      const Cache cache(type, kind.head_dim, position + rows);
+      const std::vector<float> q = normals(size(rows * width));
+      const std::vector<float> out = attend(cache, kind, q.data(), position, rows);
+      for (int64_t row = 0; row < rows; row += 9) {
+        for (int64_t head = 0; head < kind.heads; ++head) {
+          const int64_t at = row * width + head * kind.head_dim;
+          check_row(cache, kind, q.data() + at, position + row, head, out.data() + at);
+        }
       }
-    }
-    for (int64_t row = 0; row < rows; row += kTileBlock) {
-      const std::vector<float> some = attend(cache, kind, q.data() + row * width, position + row, kTileBlock);
-      check_same(some.data(), out.data() + row * width, some.size(), "a block alone");
+      for (int64_t row = 0; row < rows; row += kTileBlock) {
+        const std::vector<float> some = attend(cache, kind, q.data() + row * width, position + row, kTileBlock);
+        check_same(some.data(), out.data() + row * width, some.size(), "a block alone");
+      }
     }
   }
 }
 
 TEST("the first page of a text attends to itself") {
   if (tile_units() == nullptr) return;
-  const Kind kind{64, 2, 0, 0, false};
-  const Pages cache(64, 32);
+  const Kind kind{CacheType::kF16, 64, 2, 0, 0, false};
+  const Cache cache(kind.cache, 64, 32);
   const std::vector<float> q = normals(32 * 128);
   const std::vector<float> out = attend(cache, kind, q.data(), 0, 32);
   for (int64_t row = 0; row < 32; ++row) {

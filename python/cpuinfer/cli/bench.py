@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model, open_model
+from cpuinfer.cli.model import MODEL_HELP, add_kv_cache, add_quantize, describe_model, open_model
 from cpuinfer.cli.parameters import integer, kernel_set, positive, thread_count
 from cpuinfer.cli.terminal import megabytes, printable, progress
 from cpuinfer.errors import CpuInferError, InvalidRequest
@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="kernel sets (default: the best this machine runs)",
     )
     add_quantize(parser)
+    add_kv_cache(parser)
     parser.add_argument("-o", "--output", choices=list(_WRITERS), default="md", help="default md")
 
 
@@ -142,7 +143,13 @@ def _measure_all(
     for isa in args.isa:
         for threads in args.threads:
             with open_model(
-                args.model, threads=threads, context=context, isa=isa, quantize=args.quantize, prefix_cache=0
+                args.model,
+                threads=threads,
+                context=context,
+                isa=isa,
+                quantize=args.quantize,
+                prefix_cache=0,
+                kv_cache=args.kv_cache,
             ) as llm:
                 for test in tests:
                     yield _measure_row(llm, test, args.repetitions, description)

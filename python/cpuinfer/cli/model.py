@@ -25,6 +25,16 @@ def add_quantize(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_kv_cache(parser: argparse._ActionsContainer) -> None:
+    """Declare --kv-cache."""
+    parser.add_argument(
+        "--kv-cache",
+        choices=("f16", "int8", "int4"),
+        default="f16",
+        help="how keys and values are kept: int8 takes half the memory, int4 a quarter (default: f16)",
+    )
+
+
 def add_cache_packed(parser: argparse._ActionsContainer) -> None:
     """Declare --cache-packed."""
     parser.add_argument(
@@ -34,12 +44,14 @@ def add_cache_packed(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def describe_model(spec: str | None, context: int | None = None, *, quantize: str | None = None) -> Description:
+def describe_model(
+    spec: str | None, context: int | None = None, *, quantize: str | None = None, kv_cache: str = "f16"
+) -> Description:
     """Find, if need be download, and read the header."""
     from cpuinfer import store
     from cpuinfer.describe import describe
 
-    return describe(store.resolve(spec, progress=True), context, quantize=quantize)
+    return describe(store.resolve(spec, progress=True), context, quantize=quantize, kv_cache=kv_cache)
 
 
 def open_model(
@@ -51,6 +63,7 @@ def open_model(
     quantize: str | None = None,
     cache_packed: bool = False,
     prefix_cache: int | None = None,
+    kv_cache: str = "f16",
 ) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
@@ -67,6 +80,7 @@ def open_model(
             quantize=quantize,
             cache_packed=cache_packed,
             prefix_cache=prefix_cache,
+            kv_cache=kv_cache,
         )
     finally:
         progress("")

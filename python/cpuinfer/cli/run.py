@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
-from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_quantize, open_model
+from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_kv_cache, add_quantize, open_model
 from cpuinfer.cli.parameters import kernel_set, positive, sampling, thread_count
 from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import InvalidRequest
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--isa", type=kernel_set, metavar="NAME", help="a kernel set (default: the best this machine runs)"
     )
     add_quantize(machine)
+    add_kv_cache(machine)
     add_cache_packed(machine)
     group = parser.add_argument_group("sampling")
     for flags, name, kind, text in _SAMPLING:
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         isa=args.isa,
         quantize=args.quantize,
         cache_packed=args.cache_packed,
+        kv_cache=args.kv_cache,
     ) as llm:
         if llm.context > llm.config.context:
             remark(f"a context of {llm.context}: the model was trained for {llm.config.context}")

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cpuinfer.cli.model import MODEL_HELP, add_quantize, describe_model
+from cpuinfer.cli.model import MODEL_HELP, add_kv_cache, add_quantize, describe_model
 from cpuinfer.cli.parameters import positive
 from cpuinfer.cli.terminal import megabytes, printable
 
@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--context", type=positive, metavar="N", help="for the memory estimate (default: the model's own)"
     )
     add_quantize(parser)
+    add_kv_cache(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    description = describe_model(args.model, args.context, quantize=args.quantize)
+    description = describe_model(args.model, args.context, quantize=args.quantize, kv_cache=args.kv_cache)
     if args.json:
         memory = {**asdict(description.memory), "total": description.memory.total}
         print(json.dumps({**asdict(description), "memory": memory}, ensure_ascii=False))
@@ -121,7 +122,7 @@ def _memory(model: Description) -> Table:
     table.add_column(justify="right")
     for name, size in (
         ("weights", model.memory.weights),
-        ("keys and values", model.memory.cache),
+        (f"keys and values ({model.kv_cache})", model.memory.cache),
         ("scratch", model.memory.scratch),
         ("program and tokenizer", model.memory.overhead),
         ("total", model.memory.total),
