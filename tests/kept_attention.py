@@ -11,7 +11,7 @@ from cpuinfer.reference import rotate
 Array = npt.NDArray[np.float64]
 UNIT, HALF = 2.0**-24, 2.0**-11  # half the spacing of fp32 and of fp16 at 1
 GROUP, PAGE = 32, 32
-MOST = {"int8": 127, "int4": 7}
+MOST = {"int8": 127, "int4": 8}
 
 
 def spread(x: Array) -> Array:
@@ -32,11 +32,15 @@ def group_steps(x: Array, most: int) -> Array:
 
 
 def kept_off(x: Array, cache: str) -> Array:
-    """How far keys or values are off: half a step of the group, and the fp16 of its scale; or fp16 itself."""
+    """How far keys or values are off: half a step of the group, and the fp16 of its scale; or fp16 itself.
+
+    The largest code of int4 is 7: what is 7.5 to 8 steps to the other side of the largest is off by what exceeds 7.
+    """
     if cache == "f16":
         return HALF * np.abs(x) + 2.0**-25
     step = group_steps(x, MOST[cache])
-    return step / 2 * (1 + 8 * UNIT) + HALF * (np.abs(x) + step) + 2.0**-25 * MOST[cache]
+    beyond = np.maximum(np.abs(x) - 7.5 * step, 0) if cache == "int4" else 0.0
+    return beyond + step / 2 * (1 + 8 * UNIT) + HALF * (np.abs(x) + step) + 2.0**-25 * MOST[cache]
 
 
 def attention_bound(op: Attention, values: dict[Value, Array], cache: str = "f16") -> Array:

@@ -15,6 +15,7 @@ from cpuinfer.ops import Attention, Value
 from cpuinfer.reference import Array, Reference
 from kept_attention import attention_bound
 from test_parity import USABLE, unrotated_inputs
+from test_perplexity import ENGLISH
 from tiny_gguf import write_tiny_llama
 
 CACHES = describe.KV_CACHES
@@ -132,3 +133,13 @@ def test_the_size_of_a_page_is_stated_and_counted(model: Blueprint, tiny_model: 
 def test_another_kind_of_cache_is_refused(tiny_model: Path, open_model: type[LLM]) -> None:
     with pytest.raises(InvalidRequest, match="kv_cache: 'q8', expected f16, int8 or int4"):
         open_model(tiny_model, kv_cache="q8")
+
+
+@pytest.mark.parametrize(("cache", "most"), [("int8", 0.01), ("int4", 0.05)])
+def test_a_text_is_about_as_likely_with_codes_as_with_fp16(real_model: Path, cache: str, most: float) -> None:
+    """Perplexity of SmolLM2 relative to that with fp16."""
+    with LLM(real_model, kv_cache="f16") as llm:
+        expected = llm.score(ENGLISH).perplexity
+    with LLM(real_model, kv_cache=cache) as llm:
+        found = llm.score(ENGLISH).perplexity
+    assert found == pytest.approx(expected, rel=most)

@@ -9,7 +9,9 @@ inline void store_scale(uint8_t* scales, int64_t at, float scale) {
   __builtin_memcpy(scales + at * 2, &half, sizeof half);
 }
 
-// A tile's rows of codes: of a group of queries, or of a page's probabilities.
+constexpr int kGroupParts = kGroup / kPartLanes;
+
+// A tile's rows of codes: of a group of queries, or of a page's shares.
 template <int kRows>
 struct CodeRows {
   int8_t codes[kRows][kGroup];
@@ -17,10 +19,63 @@ struct CodeRows {
   int32_t sum[kRows];
 };
 
+inline int32_t largest_magnitude(const Part (&x)[kGroupParts]) {
+  Bits magnitudes = fill_bits(0);
+  for (const Part& part : x) magnitudes = larger(magnitudes, both(as_bits(part), fill_bits(0x7fffffff)));
+  return largest_of(magnitudes);
+}
+
+// As quantize_group, of numbers in registers, and the sum only if asked for.
+template <bool kSummed>
+inline void quantize_shares(const Part (&x)[kGroupParts], int8_t* codes, float& scale, int32_t& sum) {
+  const int32_t magnitude = largest_magnitude(x);
+  float m;
+  __builtin_memcpy(&m, &magnitude, sizeof m);
+  const bool finite = magnitude < 0x7f800000;
+  if (!finite || m < 1e-30f) {
+    __builtin_memset(codes, 0, kGroup);
+    scale = finite ? 0.0f : __builtin_nanf("");
+    sum = 0;
+    return;
+  }
+  scale = m / 127.0f;
+  const Part inverse = fill(127.0f / m);
+  Bits sums = fill_bits(0);
+  for (int p = 0; p < kGroupParts; ++p) {
+    const Bits code = to_nearest(x[p] * inverse);
+    store_codes(codes + p * kPartLanes, code);
+    if (kSummed) sums = plus(sums, code);
+  }
+  if (kSummed) sum = total_of(sums);
+}
+
+// A group of a key or value to codes of -8 .. 7.
+inline void quantize_nibbles(const float* x, int8_t* codes, float& scale) {
+  Part parts[kGroupParts];
+  for (int p = 0; p < kGroupParts; ++p) parts[p] = load(x + p * kPartLanes);
+  float low = 0.0f, high = 0.0f;
+  for (int i = 0; i < kGroup; ++i) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  const float extreme = high > -low ? high : low;
+  const bool finite = largest_magnitude(parts) < 0x7f800000;
+  if (!finite || (extreme < 1e-30f && extreme > -1e-30f)) {
+    __builtin_memset(codes, 0, kGroup);
+    scale = finite ? 0.0f : __builtin_nanf("");
+    return;
+  }
+  scale = extreme / -8.0f;
+  const Part inverse = fill(-8.0f / extreme);
+  for (int p = 0; p < kGroupParts; ++p) {
+    store_codes(codes + p * kPartLanes, to_nearest(smaller(parts[p] * inverse, fill(7.0f))));
+  }
+}
+
 template <typename Dot, bool kNibbles>
 struct CodeCache {
   static constexpr int kRows = kParts > 1 ? kIntegerRows / 2 : kIntegerRows;  // times two sums, in registers
-  static constexpr int kMost = kNibbles ? 7 : 127;
+  using Sums = typename Dot::Sums;
   static constexpr int kZero = kNibbles ? 8 : 128;
   static constexpr int32_t kOffset = Dot::kCentre - kZero;
   static constexpr int64_t kGroupBytes = kPageTokens * kGroup / (kNibbles ? 2 : 1);  // of a page's keys or values
@@ -115,20 +170,29 @@ struct CodeCache {
     }
   }
 
-  // A page's probabilities times a group's scales, in codes; 0 outside of its positions [begin, end).
+  // A page's shares, probabilities times a group's scales, in codes; 0 outside of its positions [begin, end).
   template <int kRows>
-  static void read_weights(const Attend& a, int first_row, const uint16_t* scale, int64_t score, int64_t begin,
-                           int64_t end, CodeRows<kRows>& x) {
+  static void read_shares(const Attend& a, int first_row, const uint16_t* scale, int64_t score, int64_t begin,
+                          int64_t end, CodeRows<kRows>& x) {
+    Part scales[kGroupParts];
+    for (int p = 0; p < kGroupParts; ++p) scales[p] = load_half(scale + p * kPartLanes);
+    const bool whole = begin == 0 && end == kPageTokens;
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const float* p = row_scores(a, first_row + r) + score;
-      float weights[kPageTokens];
-      for (int t = 0; t < kPageTokens; t += kPartLanes) store(weights + t, load(p + t) * load_half(scale + t));
-      for (int64_t t = 0; t < begin; ++t) weights[t] = 0.0f;
-      for (int64_t t = end; t < kPageTokens; ++t) weights[t] = 0.0f;
-      int32_t sums[2];
-      quantize_group(weights, x.codes[r], x.scale[r], sums, 1);
-      x.sum[r] = sums[0];
+      const float* weights = row_scores(a, first_row + r) + score;
+      Part shares[kGroupParts];
+      for (int p = 0; p < kGroupParts; ++p) shares[p] = load(weights + p * kPartLanes) * scales[p];
+      if (!whole) clear_outside(shares, begin, end);
+      quantize_shares<kNibbles>(shares, x.codes[r], x.scale[r], x.sum[r]);
     }
+  }
+
+  static void clear_outside(Part (&shares)[kGroupParts], int64_t begin, int64_t end) {
+    float all[kPageTokens];
+    for (int p = 0; p < kGroupParts; ++p) store(all + p * kPartLanes, shares[p]);
+    for (int64_t t = 0; t < begin; ++t) all[t] = 0.0f;
+    for (int64_t t = end; t < kPageTokens; ++t) all[t] = 0.0f;
+    for (int p = 0; p < kGroupParts; ++p) shares[p] = load(all + p * kPartLanes);
   }
 
   // part[row] += p[row][t] v[t] over the page's positions [begin, end).
@@ -138,19 +202,22 @@ struct CodeCache {
     const int64_t line = padded * 4 / (kNibbles ? 2 : 1);  // bytes of four positions
     for (int64_t g = 0; g < padded / kGroup; ++g) {
       CodeRows<kRows> x;
-      read_weights<kRows>(a, first_row, halves(page + a.place.v_scale) + g * kPageTokens, score, begin, end, x);
+      read_shares<kRows>(a, first_row, halves(page + a.place.v_scale) + g * kPageTokens, score, begin, end, x);
       for (int p = 0; p < kParts; ++p) {
         const uint8_t* v = page + a.place.v + g * kGroup * 4 / (kNibbles ? 2 : 1) + p * kPartLanes * 4;
-        typename Dot::Sums sums[2][kRows];
-        start<kRows>(x, sums);
+        Sums sums[2][kRows];
+        for (auto& column : sums) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) column[r] = kNibbles ? Dot::start(kOffset * x.sum[r]) : fill_bits(0);
+        }
 #pragma GCC unroll 8
         for (int s = 0; s < kPageTokens / 4; ++s, v += line) {
-          const auto w = load_codes(v);
+          const auto first = load_codes(v);
           if constexpr (kNibbles) {
-            add_step<kRows>(low_nibbles(w), x, s, sums[0]);
-            add_step<kRows>(high_nibbles(w), x, s, sums[1]);
+            add_step<kRows>(low_nibbles(first), x, s, sums[0]);
+            add_step<kRows>(high_nibbles(first), x, s, sums[1]);
           } else {
-            add_step<kRows>(w, x, s, sums[0]);
+            add_step<kRows>(first, x, s, sums[0]);
             add_step<kRows>(load_codes(v + kLanes * 4), x, s, sums[1]);
           }
         }
@@ -159,7 +226,7 @@ struct CodeCache {
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             float* at = part_of(a, first_row + r) + g * kGroup + c * kLanes + p * kPartLanes;
-            const Bits dot = Dot::finish(sums[c][r], kOffset * x.sum[r]);
+            const Bits dot = kNibbles ? Dot::finish(sums[c][r], kOffset * x.sum[r]) : sums[c][r];
             store(at, fused(to_float(dot), fill(x.scale[r]), load(at)));
           }
         }
@@ -168,9 +235,12 @@ struct CodeCache {
   }
 
   template <int kRows, typename Codes>
-  static void add_step(const Codes& w, const CodeRows<kRows>& x, int s, typename Dot::Sums (&sums)[kRows]) {
+  static void add_step(const Codes& values, const CodeRows<kRows>& x, int s, Sums (&sums)[kRows]) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) sums[r] = Dot::step(sums[r], w, repeat_codes(x.codes[r] + 4 * s));
+    for (int r = 0; r < kRows; ++r) {
+      const auto shares = repeat_codes(x.codes[r] + 4 * s);
+      sums[r] = kNibbles ? Dot::step(sums[r], values, shares) : add_shares(sums[r], values, shares);
+    }
   }
 
   static void keep(const Keep& k) {
@@ -188,8 +258,12 @@ struct CodeCache {
     for (int64_t g = 0; g < padded / kGroup; ++g) {
       int8_t codes[kGroup];
       float scale;
-      int32_t sums[2];
-      quantize_group<kMost>(x + g * kGroup, codes, scale, sums, 1);
+      if constexpr (kNibbles) {
+        quantize_nibbles(x + g * kGroup, codes, scale);
+      } else {
+        int32_t sums[2];
+        quantize_group(x + g * kGroup, codes, scale, sums, 1);
+      }
       store_scale(scales, g * kPageTokens + k.slot, scale);
       if (kKey)
         keep_key_codes(k.page + k.place.k + g * kGroupBytes + k.slot * 4, codes);
@@ -213,7 +287,7 @@ struct CodeCache {
     constexpr int kStored = kNibbles ? kGroup / 2 : kGroup;  // bytes a position has of a group
     uint8_t* out = v + slot / 4 * (padded / kGroup * kStored * 4) + group * kStored * 4 + slot % 4;
     for (int d = 0; d < kStored; ++d) {
-      out[d * 4] = kNibbles ? pair_of(codes[d], codes[16 + d]) : code_of(codes[d]);
+      out[d * 4] = kNibbles ? pair_of(codes[d], codes[16 + d]) : static_cast<uint8_t>(codes[d]);
     }
   }
 };

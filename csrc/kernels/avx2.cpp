@@ -39,6 +39,11 @@ struct SmallByteDot {
   static Bits finish(Bits sums, int32_t) { return sums; }
 };
 
+// Signed codes of values, and shares of 0 .. 127: a pair is at most 2 x 127 x 128 = 32512.
+inline Bits add_shares(Bits sums, Bits values, Bits shares) {
+  return plus(sums, widen_pairs(_mm256_maddubs_epi16(shares, values)));
+}
+
 }  // namespace
 
 #include "kernels/bodies.inl.h"

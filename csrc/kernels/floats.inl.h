@@ -92,7 +92,6 @@ inline float sum_over(const float* x, int64_t n, float centre) {
 }
 
 // One row's group of 32, sum[0] its sum and sum[stride] that of its first half; 1e-30 keeps 127 / m far from overflow.
-template <int kMost = 127>
 inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t* sum, int stride) {
   constexpr int kGroupParts = kGroup / kPartLanes;
   Bits magnitudes = fill_bits(0);
@@ -109,8 +108,8 @@ inline void quantize_group(const float* x, int8_t* codes, float& scale, int32_t*
     sum[0] = sum[stride] = 0;
     return;
   }
-  scale = m / static_cast<float>(kMost);
-  const Part inverse = fill(static_cast<float>(kMost) / m);
+  scale = m / 127.0f;
+  const Part inverse = fill(127.0f / m);
   Bits sums = fill_bits(0);
   for (int i = 0; i < kGroup; i += kPartLanes) {
     if (i == kHalf) sum[stride] = total_of(sums);

@@ -122,18 +122,19 @@ struct TileProduct {
 // of Abramowitz and Stegun, off by at most 7.5e-8.
 enum class Activation : uint8_t { kNone, kRelu, kSilu, kGelu, kGeluTanh };
 
-// How keys and values are kept.  Codes are rounded like activations, per position and group of kGroup head dimensions,
-// with the largest magnitude as code 127 or 7: value ~ scale * (code - zero), scale in fp16.
+// How keys and values are kept: fp16, or codes, value ~ scale * (code - zero), with an fp16 scale for each position and
+// group of kGroup head dimensions.
 enum class CacheType : uint8_t {
   kF16,
-  kInt8,  // zero 128
-  kInt4,  // zero 8; keys are spread first (below)
+  kInt8,  // rounded like activations; the zero of keys is 128, that of values 0
+  kInt4,  // keys are spread first (below).  e: the element of largest magnitude, the negative one of two; scale e / -8;
+          // code - 8 = min(x * (-8 / e), 7) rounded to nearest even; zeros and faults as for activations.  Zero 8.
 };
 
 // Where in a page one layer's key-value head lies, in bytes.  P is head_dim rounded up to kGroup, zeros in between, g a
 // group of P, t a position of the page; lanes of 4 codes are what dot products take.
 //   kF16:  k fp16 [head_dim][t] (transposed: lanes are positions), v fp16 [t][head_dim rounded up to 16]; no scales
-//   kInt8: k uint8 [g][8 s][t][4], dimension 4 s + j of the group;  v uint8 [t / 4][P][4], position 4 (t / 4) + j
+//   kInt8: k uint8 [g][8 s][t][4], dimension 4 s + j of the group;  v int8 [t / 4][P][4], position 4 (t / 4) + j
 //   kInt4: k uint8 [g][4 s][t][4], dimensions 4 s + j in the low, 16 + 4 s + j in the high nibble;
 //          v uint8 [t / 4][g][16][4], position 4 (t / 4) + j, dimensions l in the low and 16 + l in the high nibble
 //   k_scale, v_scale: fp16 [g][t]
@@ -175,7 +176,7 @@ constexpr int64_t attend_scratch_floats(int64_t head_dim) {
 //   largest m = max s(t); p(t) = exp(s(t) - m); l = sum of p by lanes (lane t % 16, ascending t) and the tree;
 //   kF16:  o[d] = fma(p(t), v[t][d], o[d]) in ascending t
 //   codes: per page in ascending order and group of dimensions, w(t) = p(t) * scale_v(t), 0 for positions not seen,
-//          rounded like activations;  i as above over the page's positions;  o[d] = fma(float(i), scale_w, o[d])
+//          rounded like activations;  i as above over the page's positions, exact;  o[d] = fma(float(i), scale_w, o[d])
 // Segments are merged in ascending order, the first being taken as it is: m = max(m0, m1), f = exp(m0 - m),
 // g = exp(m1 - m), l = fma(l1, g, l0 * f), o = fma(o1, g, o0 * f).  At the end out = o / l.
 // So a row's result depends on nothing but its own positions: not on other rows, nor on who computes which segment.

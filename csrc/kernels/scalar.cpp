@@ -43,6 +43,16 @@ using NibbleDot = Dot;
 using ByteDot = Dot;
 using SmallByteDot = Dot;
 
+// Signed codes of values, and shares of 0 .. 127.
+inline Bits add_shares(Bits sums, const Codes& values, const int8_t* shares) {
+  for (int row = 0; row < kLanes; ++row) {
+    int32_t sum = 0;
+    for (int j = 0; j < 4; ++j) sum += static_cast<int8_t>(values.code[row * 4 + j]) * shares[j];
+    sums.lane[row] += static_cast<uint32_t>(sum);
+  }
+  return sums;
+}
+
 }  // namespace
 
 #include "kernels/bodies.inl.h"

@@ -13,6 +13,9 @@ using NibbleDot = Dot;
 using ByteDot = Dot;
 using SmallByteDot = Dot;
 
+// Signed codes of values, and shares of 0 .. 127.
+inline Bits add_shares(Bits sums, Bits values, Bits shares) { return dot_product(sums, shares, values); }
+
 }  // namespace
 
 #include "kernels/bodies.inl.h"

@@ -81,7 +81,9 @@ struct Cache {
     const int64_t slot = t % kPageTokens, in = d % kGroup;
     if (shape.type == CacheType::kF16) return half(page, place.v, slot * ((shape.head_dim + 15) / 16 * 16) + d);
     const int64_t padded = (shape.head_dim + kGroup - 1) / kGroup * kGroup;
-    if (shape.type == CacheType::kInt8) return page[place.v + (slot / 4 * padded + d) * 4 + slot % 4] - 128;
+    if (shape.type == CacheType::kInt8) {
+      return static_cast<int8_t>(page[place.v + (slot / 4 * padded + d) * 4 + slot % 4]);
+    }
     const uint8_t pair = page[place.v + (slot / 4 * padded / 2 + d / kGroup * 16 + in % 16) * 4 + slot % 4];
     return (in < 16 ? pair & 15 : pair >> 4) - 8;
   }

@@ -78,7 +78,7 @@ void check_near_double(const Cache& cache, const std::vector<float>& query, int6
         const double share = weights.share[static_cast<std::size_t>(t)];
         sum += share * cache.value(t, d);
         magnitude += share * std::abs(cache.value(t, d));
-        if (codes) largest = std::max(largest, share * cache.value_scale(t, d));
+        if (codes) largest = std::max(largest, share * std::abs(cache.value_scale(t, d)));
         if (share > 0) code_sum += std::abs(cache.value_code(t, d));
       }
       off += largest / 254 * (1 + weights.relative) * code_sum;

@@ -13,11 +13,12 @@ std::vector<uint8_t> bytes_of(const Cache& cache) {
   return all;
 }
 
-// Half a step of the group, its largest magnitude / 127 or 7, whose rounding to fp16 moves a code's value by up to
-// 2^-11 of itself and 2^-25 a unit where it is subnormal; of fp16 itself 2^-11, or 2^-25.
+// Half a step of the group, its largest magnitude / 127 or 8, whose rounding to fp16 moves a code's value by up to
+// 2^-11 of itself and 2^-25 a unit where it is subnormal; of fp16 itself 2^-11, or 2^-25.  The largest code of int4 is
+// 7: what is more than 7.5 steps to the other side of the largest is off by what exceeds 7.
 void check_kept(const Cache& cache, const std::vector<double>& x, int64_t t, bool key) {
   const bool codes = cache.shape.type != CacheType::kF16;
-  const double most = cache.shape.type == CacheType::kInt8 ? 127 : 7;
+  const double most = cache.shape.type == CacheType::kInt8 ? 127 : 8;
   for (std::size_t d = 0; d < x.size(); ++d) {
     double largest = 0;
     for (std::size_t i = d / kGroup * kGroup; i < std::min(x.size(), d / kGroup * kGroup + kGroup); ++i) {
@@ -26,7 +27,8 @@ void check_kept(const Cache& cache, const std::vector<double>& x, int64_t t, boo
     const double step = codes ? largest / most : 0;
     const double found = key ? cache.key(t, static_cast<int64_t>(d)) : cache.value(t, static_cast<int64_t>(d));
     const double unit = codes ? most : 1;
-    const double bound = (step / 2 + 0x1p-11 * (std::abs(x[d]) + step)) * 1.0001 + 0x1p-25 * unit;
+    const double beyond = cache.shape.type == CacheType::kInt4 ? std::max(0.0, std::abs(x[d]) - 7.5 * step) : 0;
+    const double bound = beyond + (step / 2 + 0x1p-11 * (std::abs(x[d]) + step)) * 1.0001 + 0x1p-25 * unit;
     CHECK(std::abs(found - x[d]) <= bound);
   }
 }
