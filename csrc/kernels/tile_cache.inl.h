@@ -53,7 +53,7 @@ inline void unpack_code_keys(const uint8_t* k, const uint16_t* scales, int64_t g
   }
 }
 
-// Values in codes, [8 fours of positions][dimensions][4], of int4 two groups' halves in nibbles; scales [groups][32].
+// Values in codes, [8 fours of positions][dimensions][4]: signed bytes, or nibbles of the two halves of a group; scales [groups][32].
 template <bool kNibbles>
 inline void unpack_code_values(const uint8_t* v, const uint16_t* scales, int64_t head_dim, uint16_t* tiles) {
   const int64_t padded = round_up_to_groups(head_dim), row = padded * (kNibbles ? 2 : 4);  // bytes of four positions
@@ -62,13 +62,14 @@ inline void unpack_code_values(const uint8_t* v, const uint16_t* scales, int64_t
     for (int half = 0; half < 2; ++half) {
       store(scale + half * kLanes, load_half(scales + d / kGroup * kPageTokens + half * kLanes));
     }
-    const int64_t shift = kNibbles ? d % kGroup / kLanes * 4 : 0, at = kNibbles ? d / kGroup * kLine : d * 4;
+    const int32_t shift = kNibbles && d % kGroup >= kLanes ? 4 : 0;
+    const int64_t at = kNibbles ? d / kGroup * kLine : d * 4;
     for (int64_t t = 0; t < kPageTokens; t += 4) {
       const Bits line = load_codes(v + t / 4 * row + at);
-      const auto value = [&](int64_t i) {
-        const Bits code = _mm512_srlv_epi32(line, fill_bits(static_cast<int32_t>(8 * i + shift)));
+      const auto value = [&](int i) {
+        const Bits code = _mm512_srlv_epi32(line, fill_bits(8 * i + shift));
         const Part number = kNibbles ? _mm512_permutexvar_ps(code, nibble_numbers())
-                                     : to_float(minus(both(code, fill_bits(255)), fill_bits(128)));
+                                     : to_float(_mm512_srai_epi32(_mm512_slli_epi32(code, 24), 24));
         return number * fill(scale[t + i]);
       };
       store_four(tiles + t * kLanes, value(0), value(1), value(2), value(3));
