@@ -39,6 +39,11 @@ class Limits:
         """The instruction set of the most operations."""
         return max(self.peaks, key=lambda name: self.peaks[name], default="")
 
+    def or_more(self, other: Limits) -> Limits:
+        """The greater of each: what disturbs a measurement makes it less."""
+        peaks = {name: max(peak, other.peaks.get(name, 0.0)) for name, peak in self.peaks.items()}
+        return Limits(self.threads, max(self.bandwidth, other.bandwidth), peaks)
+
 
 def processor() -> tuple[str, set[str]]:
     """Brand and flags, as the system reports them."""

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 
-from measurement import Outcome, Plan, Sample, Task, peak_memory
+from measurement import Outcome, Plan, Sample, Task
 
 
 def options(task: Task) -> list[str]:
@@ -51,7 +51,7 @@ def main() -> None:
     plan = Plan.loads(plan_text)
     found = [measure(command, model, plan, task) for task in plan.tasks]
     system = max(system for _, system in found)
-    peak = peak_memory(resource.RUSAGE_CHILDREN)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(Outcome([sample for sample, _ in found], peak, system=system, single_steps=False).dumps())
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import machine_limits
 from runtimes import HERE, Runtime
 
 LLAMA_CPP = "llama_cpp_python-0.3.36"
@@ -141,6 +142,9 @@ def llama_cpp_wheel(folder: Path, peer: Peer) -> Path:
             archive.extractall(folder, filter="data")
     environment = {**os.environ, "CC": "clang", "CXX": "clang++", "CMAKE_ARGS": " ".join(peer.cmake or ())}
     environment |= {"CMAKE_GENERATOR": "Ninja", "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    if "-DGGML_NATIVE=ON" in (peer.cmake or ()) and "amx_int8" in machine_limits.processor()[1]:
+        # By this name llama.cpp finds the tiles; clang 14 has another.  The report has what the build says of itself.
+        environment["CCC_OVERRIDE_OPTIONS"] = "+-D__AMX_INT8__=1"
     wheels = folder / "wheels" / peer.folder
     options = ("--no-build-isolation", "--no-deps", f"--config-settings=build-dir={folder / 'build-llama.cpp'}")
     pip(tools, "wheel", "--wheel-dir", str(wheels), *options, str(source), environment=environment)

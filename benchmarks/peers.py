@@ -16,6 +16,7 @@ Needs the extras `bench` and `test`, and a C++ compiler for the machine's peaks.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
@@ -31,6 +32,7 @@ import machine_limits
 import model_files
 import peer_builds
 import report
+import startup
 from cpuinfer import _core, machine
 from peer_builds import Peer
 from runtimes import HERE, Runtime, cpuinfer, note
@@ -59,7 +61,7 @@ class Cast:
 
     def on(self, model: str) -> list[Runtime]:
         """Those of the table's rows of a model."""
-        levels = model in comparison.LEVELS
+        levels = model in comparison.LEVELS or model not in model_files.MODELS
         peers = [each for each in self.peers if not each[0].only or model in each[0].only]
         chosen = [runtime for peer, runtime in peers if levels or peer.scope != "levels"]
         return [*(self.ours if levels else self.ours[:1]), *chosen]
@@ -96,8 +98,8 @@ def heading(effort: comparison.Effort) -> str:
         f"# cpuinfer beside other runtimes, {day}\n\n"
         f"{brand}, {here.physical_cores} cores; {caches}; {here.memory.total / 2**30:.0f} GiB of memory; "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}. Commit {version()}. "
-        f"{effort.threads} threads; {effort.rounds} rounds in turn, {effort.repeats} repeats in a process of each, one "
-        f"of models above {comparison.LARGE / 1e9:.0f} GB; sweeps and busy cores one round and repeat.\n\n    {command}"
+        f"{effort.threads} threads. Rounds, in turn: {effort.rounds}; repeats in each process: {effort.repeats}, but 1 "
+        f"of models above {comparison.LARGE / 1e9:.0f} GB; sweeps and busy cores: 1 and 1.\n\n    {command}"
     )
 
 
@@ -124,6 +126,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, writing the report anew after every model, so that an interrupted run leaves one."""
     args = arguments()
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("matplotlib is missing: install the extra `bench`")
     effort = comparison.Effort(args.threads, args.rounds, args.repeats)
     found = [model_files.find(name, args.folder) for name in args.models]
     models = {model.name: model for model in found}
@@ -139,18 +143,18 @@ def main() -> None:
         if "table" in args.parts:
             results.table[model.name] = comparison.measure_table(model, actors.on(model.name), effort)
             save()
-        if "sweeps" in args.parts and (model.name in comparison.SWEPT or len(found) == 1):
+        if len(found) > 1 and model.name not in comparison.SWEPT:
+            continue
+        if "sweeps" in args.parts:
             comparison.measure_sweeps(results, model, actors.swept, effort)
-            save()
-        if "busy" in args.parts and (model.name in comparison.SWEPT or len(found) == 1):
+        if "busy" in args.parts:
             comparison.measure_busy(results, model, actors.swept, effort, len(os.sched_getaffinity(0)))
-            save()
+        save()
     if "startup" in args.parts:
-        import startup
-
         swept = [model for model in found if model.name in comparison.SWEPT] or found[:1]
         results.startup = startup.measure(startup.commands(swept), 5, args.folder)
     note("")
+    limits = limits.or_more(machine_limits.measure(args.threads))
     print(save().read_text())
 
 

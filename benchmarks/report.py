@@ -124,7 +124,7 @@ def _sweeps(folder: Path, results: Results) -> list[str]:
         prompt, steps = comparison.THREADS
         rates = {(measured.model, measured.runtime, measured.threads): measured for measured in results.threads}
         rows = []
-        for (model, runtime, threads), measured in sorted(rates.items()):
+        for (model, runtime, threads), measured in rates.items():
             cells = (
                 tables.sweep([measured], [task], value)[0][3]
                 for task, value in ((prompt, tables.prompt_rate), (steps, tables.decoding_rate))

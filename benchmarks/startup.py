@@ -39,7 +39,7 @@ def measure(commands: Mapping[str, Sequence[str]], times: int, folder: Path) -> 
     for turn in range(times + 1):
         for name, command in commands.items():
             began = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+            subprocess.run(command, check=True, capture_output=True, env=environment, cwd=folder)
             if turn:
                 found[name].append(time.perf_counter() - began)
     return found

@@ -116,6 +116,10 @@ def sweep(found: Sequence[Measured], tasks: Sequence[Task], value: Callable[[Sam
     """A row for each runtime and model, a column for each task."""
     lines = []
     for measured in found:
+        if measured.failure:
+            failed = [measured.failure, *[""] * (len(tasks) - 1)]
+            lines.append([measured.model, measured.runtime, str(measured.threads), *failed])
+            continue
         samples = [(measured.sample(task), task) for task in tasks]
         cells = [UNKNOWN if sample is None else f"{value(sample, task):,.1f}" for sample, task in samples]
         lines.append([measured.model, measured.runtime, str(measured.threads), *cells])

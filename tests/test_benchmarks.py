@@ -229,4 +229,4 @@ def test_who_is_measured_on_a_model_depends_on_what_the_model_is_for() -> None:
     assert ours == "cpuinfer avx512_vnni"
     assert others == ["llama.cpp native", "OpenVINO", "ik_llama.cpp repacked", "Neural Speed"]
     assert [runtime.name for runtime in cast.swept] == ["cpuinfer avx512_vnni", "llama.cpp native", "OpenVINO"]
-    assert [runtime.name for runtime in peers.Cast(cast.ours, []).on("a path")] == ["cpuinfer avx512_vnni"]
+    assert cast.on("a path")[:2] == cast.ours
