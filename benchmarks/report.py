@@ -122,14 +122,9 @@ def _sweeps(folder: Path, results: Results) -> list[str]:
     parts = []
     if results.threads:
         prompt, steps = comparison.THREADS
-        rates = {(measured.model, measured.runtime, measured.threads): measured for measured in results.threads}
-        rows = []
-        for (model, runtime, threads), measured in rates.items():
-            cells = (
-                tables.sweep([measured], [task], value)[0][3]
-                for task, value in ((prompt, tables.prompt_rate), (steps, tables.decoding_rate))
-            )
-            rows.append([model, runtime, str(threads), *cells])
+        prompts = tables.sweep(results.threads, [prompt], tables.prompt_rate)
+        decoding = tables.sweep(results.threads, [steps], tables.decoding_rate)
+        rows = [[*row, other[-1]] for row, other in zip(prompts, decoding, strict=True)]
         columns = ("model", "runtime", "threads", f"prompt of {prompt.prompt}, tokens/s", "decoding, tokens/s")
         parts += ["## Threads", tables.table(columns, rows)]
         parts.append(_plot(folder, "threads", results.threads, [steps], tables.decoding_rate))

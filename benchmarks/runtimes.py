@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -108,7 +109,8 @@ def run(runtime: Runtime, path: Path, plan: Plan, measured: Measured, seconds: f
         return
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing was printed"]
-        measured.failure = f"exit code {done.returncode}: {lines[-1][:200]}"
+        said = re.sub(r"/[^ ]*/", "", lines[-1]).replace("|", "/")
+        measured.failure = f"exit code {done.returncode}: {said[:120]}"
         return
     measured.add(began, Outcome.loads(done.stdout))
 

@@ -153,11 +153,11 @@ def test_runtimes_take_turns_and_see_the_same_tokens(script: Path, tmp_path: Pat
 
 
 def test_a_runtime_that_fails_says_why_and_is_not_tried_again(tmp_path: Path) -> None:
-    failing = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit('there is no such architecture')"
+    failing = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit('/some/folder/file: a|b is no architecture')"
     count = tmp_path / "count"
     runtime = runtimes.Runtime("c", (sys.executable, "-c", failing, str(count)))
     (found,) = runtimes.measure_in_turn([runtime], "m", tmp_path, Plan(1, (Task(4, 2),)), rounds=2)
-    assert found.failure == "exit code 1: there is no such architecture"
+    assert found.failure == "exit code 1: file: a/b is no architecture"
     assert found.sample(Task(4, 2)) is None
     assert count.read_text() == "x"
     slow = runtimes.Runtime("d", (sys.executable, "-c", "import time; time.sleep(60)"))
