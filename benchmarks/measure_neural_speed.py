@@ -34,6 +34,8 @@ LAYER = {
 }
 OUTSIDE = {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"}
 EMBEDDING, HEAD = "token_embd", "output"
+BEGIN, END = 1, 2
+"""Tokens."""
 
 
 class Engine:
@@ -58,7 +60,8 @@ class Engine:
             raise NotImplementedError
         self._model.reinit()
         durations = []
-        for tokens in (prompts[0], *([token] for token in self._random.integers(0, self.vocabulary, steps).tolist())):
+        prompt = [BEGIN, *prompts[0][1:]]  # else it refuses
+        for tokens in (prompt, *([token] for token in self._random.integers(0, self.vocabulary, steps).tolist())):
             began = time.perf_counter()
             self._model.evaluate([tokens])
             durations.append(time.perf_counter() - began)
@@ -78,7 +81,9 @@ def write(path: Path, reader: gguf.GGUFReader) -> None:
     epsilon, base = number("attention.layer_norm_rms_epsilon"), number("rope.freq_base")
     with path.open("wb") as file:
         file.write(b"tjgg" + struct.pack("<7i", *sizes))
-        file.write(struct.pack("<3i2f9i", *rest) + struct.pack("<4f6i", epsilon, base, 1.0, 0.0, 0, 0, 1, 2, 0, 0))
+        file.write(
+            struct.pack("<3i2f9i", *rest) + struct.pack("<4f6i", epsilon, base, 1.0, 0.0, 0, 0, BEGIN, END, 0, 0)
+        )
         for token in tokens:
             text = token.encode()
             file.write(struct.pack("<i", len(text)) + text + struct.pack("<f", 0.0))
