@@ -71,7 +71,7 @@ def measure_peaks(threads: int) -> dict[str, float]:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "peaks"
-        options = ["-O2", "-std=c++20", "-pthread"]
+        options = ["-O3", "-std=c++20", "-pthread"]
         subprocess.run([compiler, *options, str(HERE / "peaks.cpp"), "-o", str(program)], check=True)
         command = [str(program), str(threads), *names]
         return parse(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
