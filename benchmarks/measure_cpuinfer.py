@@ -1,42 +1,48 @@
-"""One process of cpuinfer, measured; see `benchmarks/peers.py`.  Prints JSON."""
+"""cpuinfer in one process; see `benchmarks/measurement.py`."""
 
 from __future__ import annotations
 
-import json
-import random
-import resource
-import sys
 import time
 
+import measurement
 from cpuinfer import LLM, SamplingParams
 
 
-def main() -> None:
-    """Arguments: model, threads, prompt tokens, tokens to generate, repeats."""
-    model, (threads, prompt, generate, repeats) = sys.argv[1], map(int, sys.argv[2:])
-    generator = random.Random(0)
-    with LLM(model, threads=threads, context=prompt + generate + 8, prefix_cache=0) as llm:
+class Engine:
+    """An LLM without a cache of prefixes."""
 
-        def tokens(count: int) -> list[int]:
-            return [generator.randrange(llm.vocabulary) for _ in range(count)]
+    def __init__(self, model: str, plan: measurement.Plan) -> None:
+        self._llm = LLM(model, threads=plan.threads, context=plan.context, prefix_cache=0)
+        self.vocabulary = self._llm.vocabulary
+        self.system = f"cpuinfer, kernels {self._llm.isa}"
 
-        def greedy(count: int) -> SamplingParams:
-            return SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+    def generate(self, prompts: list[list[int]], steps: int) -> tuple[float, list[float]]:
+        """One sequence step by step, several as one batch."""
+        greedy = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True)
+        if len(prompts) > 1:
+            timings = [completion.timings for completion in self._llm.generate(prompts, greedy)]
+            first = max(each.first_token_seconds for each in timings)
+            return first, [max(each.generate_seconds for each in timings) / steps] * steps
+        began = time.perf_counter()
+        arrivals = []
+        for chunk in self._llm.stream(prompts[0], greedy):
+            arrivals.append((time.perf_counter() - began, len(chunk.token_ids)))
+            if chunk.timings is not None:
+                first = chunk.timings.first_token_seconds
+        return first, durations(first, arrivals)
 
-        llm.generate(tokens(8), greedy(1))
-        first = time.time()
-        prompts, steps = [], []
-        for _ in range(repeats):
-            prompts.append(llm.generate(tokens(prompt), greedy(1)).timings.prompt_seconds)
-            last = None
-            for chunk in llm.stream(tokens(1), greedy(generate + 1)):
-                now, count = time.perf_counter(), len(chunk.token_ids)
-                if last is not None and count:
-                    steps += [(now - last) / count] * count
-                last = now
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"first": first, "prompts": prompts, "steps": steps, "peak": peak}))
+
+def durations(first: float, arrivals: list[tuple[float, int]]) -> list[float]:
+    """Seconds of each step after the first token; a chunk of several tokens, which are one character, is shared out."""
+    found, last, known = [], first, 1
+    for now, count in arrivals:
+        new = count - known
+        known = max(0, known - count)
+        if new > 0:
+            found += [(now - last) / new] * new
+            last = now
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    measurement.main(Engine)

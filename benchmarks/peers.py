@@ -1,135 +1,161 @@
-"""Runs cpuinfer and other runtimes on the same files, in turn, and prints a Markdown table.
+"""Measures cpuinfer beside other runtimes on the same files, in turn, and writes a report with tables and plots.
 
-    python benchmarks/peers.py smollm2-135m llama-1b:Q4_0 llama-1b:Q4_K_M model.gguf \\
-        --peer "llama.cpp=native/bin/python benchmarks/measure_llama_cpp.py" --isa avx2 --isa avx512_vnni
+    python benchmarks/peers.py --peers FOLDER --out results/NAME          (all; about 15 minutes on two cores)
+    python benchmarks/peers.py smollm2-135m llama-1b:Q4_0 model.gguf --only table,busy --out results/NAME
 
-A model is a path, the built-in name, or a shape and encoding of `benchmarks/shapes.py`, written once to --folder.  A
-peer is a name and the command of an interpreter that has its package, with the script that measures it.  llama.cpp's
-best build for the machine, and one for AVX2 alone, each in an environment of its own (GCC 12 builds an AMX path that
-crashes: with AMX, take clang):
+A model is a path, the built-in name, or a shape and encoding of `benchmarks/shapes.py`; files are made once, in
+--models.  FOLDER is where `benchmarks/peer_builds.py` has built the others; without it cpuinfer is measured alone.
+Needs the extras `bench` and `test`, and a C++ compiler for the machine's peaks.  What each part measures:
 
-    CMAKE_ARGS="-DGGML_NATIVE=ON" native/bin/pip install --no-binary llama-cpp-python llama-cpp-python
-    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" avx2/bin/pip install ... the same
-
-Each process loads the model, reads a first short prompt, then prompts and generates --repeats times; the runtimes take
-turns --rounds times.  `first` is from the start of the process to the first token.  Rates are medians; `p90` and `p99`
-are of the seconds a generated token took.  Memory is the process's most, mapped file pages included.
+    table     answers of 32 tokens to prompts of 32, as the paper has that cpuinfer grew from; prompts of 512
+    sweeps    threads; length of the prompt and depth of the cache; sequences decoded at once
+    busy      decoding with a busy process beside it on every core
+    startup   whole processes, from start to end
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import os
+import platform
 import shlex
-import statistics
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
-import shapes
-from cpuinfer import machine, store
+import comparison
+import machine_limits
+import model_files
+import peer_builds
+import report
+import startup
+from cpuinfer import _core, machine
+from peer_builds import Peer
+from runtimes import HERE, Runtime, cpuinfer, note
 
-HERE = Path(__file__).resolve().parent
-
-
-@dataclass(slots=True)
-class Runtime:
-    """One column of the comparison: a command, and its measurements of one model, of all rounds."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    first: list[float] = field(default_factory=list)
-    prompts: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    peak: list[int] = field(default_factory=list)
-
-    def measure(self, model: Path, numbers: list[int]) -> None:
-        """One process.  Raises SystemExit with what it printed if it fails."""
-        began = time.time()
-        command = [*self.command, str(model), *map(str, numbers)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{self.name}: exit code {done.returncode}: {done.stderr[-2000:]}")
-        result = json.loads(done.stdout)
-        self.first.append(result["first"] - began)
-        self.prompts += result["prompts"]
-        self.steps += result["steps"]
-        self.peak.append(result["peak"])
+PEAKS = {"avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512_vnni", "amx": "amx_int8", "amx_int8": "amx_int8"}
+"""Of cpuinfer's kernel sets; an unknown one is held against the machine's best."""
+PARTS = ("table", "sweeps", "busy", "startup")
 
 
-def find(model: str, folder: Path) -> Path:
-    """The file, written if it is a shape's."""
-    name, _, encoding = model.partition(":")
-    if name not in shapes.SHAPES:
-        return store.resolve(model, progress=True)
-    path = folder / f"{name}-{encoding}.gguf"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shapes.write(path, name, encoding, store.resolve(None, progress=True))
-    return path
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The runtimes of each part, ours first and of ours the best."""
+
+    ours: list[Runtime]
+    peers: list[tuple[Peer, Runtime]]
+
+    @property
+    def everything(self) -> list[Runtime]:
+        """All there are."""
+        return [*self.ours, *(runtime for _, runtime in self.peers)]
+
+    @property
+    def swept(self) -> list[Runtime]:
+        """Those of sweeps and busy cores."""
+        return [self.ours[0], *(runtime for peer, runtime in self.peers if peer.scope == "all")]
+
+    def on(self, model: str) -> list[Runtime]:
+        """Those of the table's rows of a model."""
+        levels = model in comparison.LEVELS or model not in model_files.MODELS
+        peers = [each for each in self.peers if not each[0].only or model in each[0].only]
+        chosen = [runtime for peer, runtime in peers if levels or peer.scope != "levels"]
+        return [*(self.ours if levels else self.ours[:1]), *chosen]
 
 
-def runtimes(isas: list[str | None], peers: list[str]) -> list[Runtime]:
-    """Ours at each level, then the peers."""
-    ours = [sys.executable, str(HERE / "measure_cpuinfer.py")]
-    found = []
-    for isa in isas:
-        environment = dict(os.environ) if isa is None else {**os.environ, "CPUINFER_ISA": isa}
-        found.append(Runtime(f"cpuinfer {isa}" if isa else "cpuinfer", ours, environment))
-    for peer in peers:
-        name, _, command = peer.partition("=")
-        found.append(Runtime(name, shlex.split(command), dict(os.environ)))
-    return found
+def cast(isas: Sequence[str] | None, folder: Path | None, names: Sequence[str] | None) -> Cast:
+    """Our kernel sets, best first (all that the machine runs but the plain one), and the peers that are there."""
+    usable = [each["name"] for each in _core.kernel_sets() if each["usable"] and each["name"] != "scalar"]
+    chosen = list(isas or usable) or [None]
+    commit = version()
+    ours = [cpuinfer(isa, peak=PEAKS.get(isa or ""), built=f"commit {commit}, as installed") for isa in chosen]
+    peers = [] if folder is None else peer_builds.present(folder)
+    if names is not None:
+        peers = [(peer, runtime) for peer, runtime in peers if peer.folder in names or peer.name in names]
+    return Cast(ours, peers)
 
 
-def rows(model: str, size: int, prompt: int, found: list[Runtime]) -> list[str]:
-    """Of the table, with what the first runtime does for one of each other's."""
-    lines = []
-    best = found[0]
-    for each in found:
-        rate, of = prompt / statistics.median(each.prompts), prompt / statistics.median(best.prompts)
-        step, of_step = statistics.median(each.steps), statistics.median(best.steps)
-        ordered = sorted(each.steps)
-        p90, p99 = (ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (90, 99))
-        spread = (max(each.prompts) - min(each.prompts)) / statistics.median(each.prompts)
-        lines.append(
-            f"| {model} | {each.name} | {rate:,.0f} | {spread:.0%} | {of / rate:.2f} | {1 / step:,.1f} | "
-            f"{step / of_step:.2f} | {1000 * p90:.2f} | {1000 * p99:.2f} | {size / step / 1e9:.1f} | "
-            f"{statistics.median(each.first):.2f} | {max(each.peak) / 1e6:,.0f} |"
-        )
-    return lines
+def version() -> str:
+    """The commit, and whether files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def heading(effort: comparison.Effort) -> str:
+    """What was run, where and how often."""
+    brand, _ = machine_limits.processor()
+    here = machine.inspect()
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    command = shlex.join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
+    caches = ", ".join(f"L{cache.level} {cache.kind} {cache.bytes >> 10:,} KiB" for cache in here.caches)
+    day = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    return (
+        f"# cpuinfer beside other runtimes, {day}\n\n"
+        f"{brand}, {here.physical_cores} cores; {caches}; {here.memory.total / 2**30:.0f} GiB of memory; "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}. Commit {version()}. "
+        f"{effort.threads} threads. Rounds, in turn: {effort.rounds}; repeats in each process: {effort.repeats}, but 1 "
+        f"of models above {comparison.LARGE / 1e9:.0f} GB; sweeps and busy cores: 1 and 1.\n\n    {command}"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(model_files.MODELS), metavar="MODEL")
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="what peer_builds.py has built")
+    parser.add_argument("--peer", action="append", metavar="NAME", help="default: all in the folder")
+    parser.add_argument("--isa", action="append", metavar="NAME", help="kernel sets of cpuinfer; default: all usable")
+    parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--threads", type=int, default=machine.default_threads().threads)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--models", dest="folder", type=Path, default=Path("shapes"), help="where their files are")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the report")
+    args = parser.parse_args()
+    args.parts = PARTS if args.only is None else args.only.split(",")
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"--only: {', '.join(unknown)}, expected some of {', '.join(PARTS)}")
+    return args
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--isa", action="append", metavar="NAME", help="default: the best; several: all of them")
-    parser.add_argument("--threads", type=int, default=machine.default_threads().threads)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("shapes"))
-    args = parser.parse_args()
-    print(
-        f"{args.threads} threads, prompt of {args.prompt}, {args.generate} tokens generated\n\n"
-        "| model | runtime | prompt, tokens/s | spread | cpuinfer is x | decoding, tokens/s | cpuinfer is x | p90, ms |"
-        " p99, ms | file GB/s | first, s | memory, MB |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        flush=True,
-    )
-    for model in args.models:
-        path = find(model, args.folder)
-        found = runtimes(args.isa or [None], args.peer)
-        for _ in range(args.rounds):
-            for each in found:
-                each.measure(path, [args.threads, args.prompt, args.generate, args.repeats])
-        print("\n".join(rows(model, path.stat().st_size, args.prompt, found)), flush=True)
+    """Measure, writing the report anew after every model, so that an interrupted run leaves one."""
+    args = arguments()
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("matplotlib is missing: install the extra `bench`")
+    effort = comparison.Effort(args.threads, args.rounds, args.repeats)
+    found = [model_files.find(name, args.folder) for name in args.models]
+    models = {model.name: model for model in found}
+    actors = cast(args.isa, args.peers, args.peer)
+    limits = machine_limits.measure(args.threads)
+    results = comparison.Results()
+    title = heading(effort)
+
+    def save() -> Path:
+        return report.write(args.out, title, results, models, runtimes=actors.everything, limits=limits)
+
+    for model in found:
+        if "table" in args.parts:
+            results.table[model.name] = comparison.measure_table(model, actors.on(model.name), effort)
+            save()
+        if len(found) > 1 and model.name not in comparison.SWEPT:
+            continue
+        if "sweeps" in args.parts:
+            comparison.measure_sweeps(results, model, actors.swept, effort)
+        if "busy" in args.parts:
+            comparison.measure_busy(results, model, actors.swept, effort, len(os.sched_getaffinity(0)))
+        save()
+    if "startup" in args.parts:
+        swept = [model for model in found if model.name in comparison.SWEPT] or found[:1]
+        results.startup = startup.measure(startup.commands(swept), 5, args.folder)
+    note("")
+    limits = limits.or_more(machine_limits.measure(args.threads))
+    print(save().read_text())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,11 @@ from cpuinfer import store
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from reencoded_gguf import quantize
 
-ENCODINGS = ("Q4_0", "Q4_K_M", "Q8_0")
+ENCODINGS = {
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
 TILE_ROWS = 64
 """Rows of random weights, repeated down a matrix: writing takes seconds."""
 
@@ -66,6 +70,7 @@ def _write(path: Path, name: str, encoding: str, tokenizer: Path) -> None:
     reader = gguf.GGUFReader(tokenizer)
     writer = gguf.GGUFWriter(path, shape.architecture)
     _add_metadata(writer, name, shape)
+    writer.add_file_type(ENCODINGS[encoding])
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
             element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
