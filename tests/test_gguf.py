@@ -29,7 +29,7 @@ def assert_same_as_the_gguf_package(path: Path, *, compare_data: bool = True) ->
     assert list(ours.metadata) == list(fields)
     for name, field in fields.items():
         value = ours.metadata[name]
-        assert (value.tolist() if isinstance(value, np.ndarray) else value) == field.contents(), name
+        assert (value.tolist() if isinstance(value, memoryview) else value) == field.contents(), name
         is_array = field.types[0] == gguf.GGUFValueType.ARRAY
         names = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string"}
         kind, length = ours.metadata.type(name)

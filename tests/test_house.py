@@ -44,10 +44,12 @@ WITHOUT_EXTENSION = ("ops", "graph", "models", "formats", "reference")
 CSRC_LAYERS = {
     "core": set(),
     "checkpoint": {"core"},
+    "tokenizer": {"core"},
     "kernels": {"core"},
+    "load": {"core", "checkpoint", "kernels"},
     "plan": {"core", "kernels"},
     "runtime": {"core", "kernels", "plan"},
-    "bindings": {"core", "checkpoint", "kernels", "plan", "runtime"},
+    "bindings": {"core", "checkpoint", "tokenizer", "kernels", "load", "plan", "runtime"},
 }
 MOST_LINES = 400
 

@@ -39,9 +39,9 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     packed: list[Path] = []
     original = loader._pack
 
-    def pack(source: loader.Source, *rest: object) -> None:
+    def pack(source: loader.Source, *rest: object) -> object:
         packed.append(source.path)
-        original(source, *rest)  # type: ignore[arg-type]
+        return original(source, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loader, "_pack", pack)
     return packed

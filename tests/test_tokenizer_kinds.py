@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from cpuinfer.checkpoint import open_checkpoint
 from cpuinfer.errors import CheckpointError, CpuInferError, UnsupportedModel
 from cpuinfer.streaming import Detokenizer
-from cpuinfer.tokenizer import Tokenizer, TokenizerWarning, chat_template
+from cpuinfer.tokenizer import Tokenizer, TokenizerWarning
 from cpuinfer.tokenizer.base import byte_alphabet
+from cpuinfer.tokenizer.folder import chat_template
 
 WORDS = [
     "the",

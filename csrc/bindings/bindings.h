@@ -25,8 +25,10 @@ class ReleasedGil {
 
 void bind_checkpoint(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
+void bind_load(pybind11::module_& m);
 void bind_machine(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
+void bind_tokenizer(pybind11::module_& m);
 
 }  // namespace cpuinfer

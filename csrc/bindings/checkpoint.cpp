@@ -1,7 +1,13 @@
 // Binds the checkpoint readers: native directories and values become Python objects, in one call each.
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <variant>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "checkpoint/gguf.h"
@@ -42,12 +48,60 @@ py::object strings(const Gguf& gguf, const GgufValue& value) {
   return value.is_array ? py::object(std::move(list)) : only;
 }
 
-py::array numbers(const Gguf& gguf, const GgufValue& value) {
-  py::array array(py::dtype(std::string(type_name(value.type))), static_cast<py::ssize_t>(value.count));
-  void* out = array.mutable_data();
-  const ReleasedGil release;
-  gguf.read_numbers(value, out);
-  return array;
+// The numbers of an array, seen through a memoryview.
+struct Numbers {
+  std::vector<uint8_t> bytes;
+  const char* format = "B";
+  py::ssize_t count = 0, size = 1;  // of one in bytes
+};
+
+// As Python's struct module calls a type.
+const char* format_of(GgufType type) {
+  switch (type) {
+    case GgufType::kUint8: return "B";
+    case GgufType::kInt8: return "b";
+    case GgufType::kUint16: return "H";
+    case GgufType::kInt16: return "h";
+    case GgufType::kUint32: return "I";
+    case GgufType::kInt32: return "i";
+    case GgufType::kUint64: return "Q";
+    case GgufType::kInt64: return "q";
+    case GgufType::kFloat32: return "f";
+    case GgufType::kFloat64: return "d";
+    default: return "?";
+  }
+}
+
+py::memoryview numbers(const Gguf& gguf, const GgufValue& value) {
+  const auto count = static_cast<py::ssize_t>(value.count);
+  auto found = std::make_unique<Numbers>();
+  found->bytes.resize(std::max<std::size_t>(value.bytes, 1));  // for a place to point to
+  found->format = format_of(value.type);
+  found->count = count;
+  found->size = count == 0 ? 1 : static_cast<py::ssize_t>(value.bytes) / count;
+  {
+    const ReleasedGil release;
+    gguf.read_numbers(value, found->bytes.data());
+  }
+  return py::memoryview(py::cast(std::move(found)));
+}
+
+// A tensor of fp32 numbers, all of them.
+py::memoryview floats(const Gguf& gguf, const std::string& tensor) {
+  const GgufTensor& t = gguf.find(tensor);
+  if (std::string_view(t.type->name) != "F32") {
+    throw Error(Fault::kInvalid, "tensor " + printable(tensor) + ": " + t.type->name + ", expected F32");
+  }
+  auto out = std::make_unique<Numbers>();
+  out->bytes.resize(t.bytes);
+  out->format = "f";
+  out->count = static_cast<py::ssize_t>(t.bytes / sizeof(float));
+  out->size = sizeof(float);
+  {
+    const ReleasedGil release;
+    gguf.read_rows(tensor, 0, static_cast<int64_t>(t.rows), out->bytes.data(), out->bytes.size());
+  }
+  return py::memoryview(py::cast(std::move(out)));
 }
 
 py::object value_of(const Gguf& gguf, const std::string& key) {
@@ -107,13 +161,18 @@ py::list types() {
 void bind_checkpoint(py::module_& m) {
   m.def("gguf_tensor_types", &types,
         "(number, name, elements in a block, bytes of a block) of every GGUF tensor type.");
-  py::class_<Gguf>(m, "Gguf", "A GGUF checkpoint, validated when opened.")
+  py::class_<Numbers>(m, "Numbers", py::buffer_protocol(), "What a memoryview of an array shows.")
+      .def_buffer([](Numbers& self) {
+        return py::buffer_info(self.bytes.data(), self.size, self.format, 1, {self.count}, {self.size}, true);
+      });
+  py::class_<Gguf, std::shared_ptr<Gguf>>(m, "Gguf", "A GGUF checkpoint, validated when opened.")
       .def(py::init<const std::string&>(), py::arg("path"), py::call_guard<ReleasedGil>())
       .def("files", &files, "(path as bytes, size) of every part.")
       .def("keys", &keys, "The metadata keys, in the order of the file.")
       .def("type", &type_of, py::arg("key"), "(type name of the value or its elements, length or None for a scalar).")
-      .def("value", &value_of, py::arg("key"), "int, float, bool, str, list of str, or a numpy array.")
+      .def("value", &value_of, py::arg("key"), "int, float, bool, str, list of str, or a memoryview of numbers.")
       .def("tensors", &tensors, "(name, row-major shape, type name, bytes, bytes of a row) of every tensor.")
+      .def("floats", &floats, py::arg("name"), "A tensor of type F32, as a memoryview of one dimension.")
       .def("read_rows", &read_rows, py::arg("name"), py::arg("begin"), py::arg("end"), py::arg("out"),
            "Rows [begin, end) as stored, into a writable C-contiguous uint8 array of exactly their size.");
 }

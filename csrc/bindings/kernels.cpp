@@ -93,8 +93,7 @@ void set_float_rows(PackedMatrix& matrix, int64_t row, const py::array& values) 
 
 void set_block_rows(PackedMatrix& matrix, int64_t row, const py::array& blocks) {
   const Weights& w = matrix.view();
-  const bool cells = w.cell.bytes != 0 && w.group == kGroup && w.cell.zeros == 0 && w.encoding != Encoding::kTable4;
-  if (block_layout(w.encoding) == nullptr && !cells) {
+  if (!matrix.takes_blocks()) {
     invalid(std::string("rows of blocks for a matrix of ") + encoding_name(w.encoding));
   }
   const int64_t rows = check_array(blocks, "blocks", "uint8", -1, matrix.row_bytes());

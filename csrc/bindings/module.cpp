@@ -75,7 +75,9 @@ PYBIND11_MODULE(_core, m) {
   py::module_::import("atexit").attr("register")(py::cpp_function(&cpuinfer::note_exit));
   cpuinfer::bind_checkpoint(m);
   cpuinfer::bind_kernels(m);
+  cpuinfer::bind_load(m);  // after the files and matrices it joins
   cpuinfer::bind_machine(m);
   cpuinfer::bind_sampler(m);
+  cpuinfer::bind_tokenizer(m);
   cpuinfer::bind_runtime(m);
 }

@@ -22,16 +22,28 @@ std::vector<T> to_vector(const Array<T>& array) {
   return {array.data(), array.data() + array.size()};
 }
 
-std::vector<float> optional_vector(const py::object& array) {
-  return array.is_none() ? std::vector<float>() : to_vector(array.cast<Array<float>>());
+// A memoryview of fp32 numbers is taken without NumPy, which costs as much to import as the rest of a start.
+std::vector<float> float_vector(const py::object& numbers) {
+  if (PyMemoryView_Check(numbers.ptr())) {
+    const py::buffer_info info = py::reinterpret_borrow<py::buffer>(numbers).request();
+    if (info.format == "f" && info.ndim == 1 && info.strides[0] == sizeof(float)) {
+      const auto* data = static_cast<const float*>(info.ptr);
+      return {data, data + info.size};
+    }
+  }
+  return to_vector(numbers.cast<Array<float>>());
+}
+
+std::vector<float> optional_vector(const py::object& numbers) {
+  return numbers.is_none() ? std::vector<float>() : float_vector(numbers);
 }
 
 // None, or (kind, weight, bias or None, epsilon).
 Norm make_norm(const py::object& norm) {
   if (norm.is_none()) return {};
-  const auto [kind, weight, bias, eps] = norm.cast<std::tuple<std::string, Array<float>, py::object, float>>();
+  const auto [kind, weight, bias, eps] = norm.cast<std::tuple<std::string, py::object, py::object, float>>();
   if (kind != "rms" && kind != "layer") throw Error(Fault::kInvalid, "norm '" + kind + "': expected rms or layer");
-  return {kind == "rms" ? NormKind::kRms : NormKind::kLayer, to_vector(weight), optional_vector(bias), eps};
+  return {kind == "rms" ? NormKind::kRms : NormKind::kLayer, float_vector(weight), optional_vector(bias), eps};
 }
 
 Activation activation_named(const std::optional<std::string>& name) {
@@ -51,12 +63,12 @@ CacheType cache_named(const std::string& name) {
 }
 
 // (inverse frequencies, interleaved, magnitude).
-using RopeTuple = std::tuple<Array<double>, bool, double>;
+using RopeTuple = std::tuple<std::vector<double>, bool, double>;
 
 std::shared_ptr<Program> make_program(const std::vector<RopeTuple>& tuples) {
   std::vector<Rope> ropes;
   for (const auto& [frequencies, interleaved, magnitude] : tuples) {
-    ropes.push_back({to_vector(frequencies), interleaved, magnitude});
+    ropes.push_back({frequencies, interleaved, magnitude});
   }
   return std::make_shared<Program>(std::move(ropes));
 }

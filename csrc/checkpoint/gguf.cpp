@@ -130,11 +130,15 @@ void Gguf::read_numbers(const GgufValue& value, void* out) const {
   }
 }
 
+const GgufTensor& Gguf::find(std::string_view tensor) const {
+  const auto found = index_.find(tensor);
+  if (found == index_.end()) throw head().error("tensor " + printable(tensor), "missing");
+  return *found->second;
+}
+
 void Gguf::read_rows(std::string_view tensor, int64_t begin, int64_t end, void* out, uint64_t out_bytes) const {
   const std::string where = "tensor " + printable(tensor);
-  const auto found = index_.find(tensor);
-  if (found == index_.end()) throw head().error(where, "missing");
-  const GgufTensor& t = *found->second;
+  const GgufTensor& t = find(tensor);
   const File& file = parts_[t.part].file;
   if (begin < 0 || begin > end || std::cmp_greater(end, t.rows)) {
     throw Error(Fault::kInvalid, file.label() + ": " + where + ": rows " + std::to_string(begin) + " to " +

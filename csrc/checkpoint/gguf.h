@@ -31,6 +31,7 @@ class Gguf {
   void read_strings(const GgufValue& value, const std::function<void(uint64_t, std::string_view)>& take) const;
   // The elements of a value of any other type, value.bytes bytes as stored.
   void read_numbers(const GgufValue& value, void* out) const;
+  const GgufTensor& find(std::string_view tensor) const;  // Throws Error(kCheckpoint) if there is none.
   // Rows [begin, end) of a tensor, (end - begin) * row_bytes bytes as stored.
   void read_rows(std::string_view tensor, int64_t begin, int64_t end, void* out, uint64_t out_bytes) const;
 

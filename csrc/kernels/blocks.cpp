@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/codebooks.h"
+#include "kernels/transpose.h"
 #include "kernels/vec_scalar.h"
 
 namespace cpuinfer {
@@ -45,11 +46,30 @@ constexpr BlockLayout kLayouts[] = {
 #undef CPUINFER_LAYOUT
 };
 
+// A field of rows [row, count), `stride` bytes apart, into lanes of a panel, the first of them at `to`.
 template <int kUnit>
-void copy_units(const BlockField& field, const uint8_t* in, uint8_t* to) {
-  for (const uint8_t* end = in + field.bytes; in < end; in += kUnit, to += field.stride * kLanes) {
-    std::memcpy(to, in, kUnit);
+void copy_field(const BlockField& field, const uint8_t* in, int64_t stride, int64_t row, int64_t count, uint8_t* to) {
+  for (; row < count; ++row) {
+    const uint8_t* unit = in + row * stride;
+    uint8_t* out = to + row * kUnit;
+    for (const uint8_t* end = unit + field.bytes; unit < end; unit += kUnit, out += field.stride * kLanes) {
+      std::memcpy(out, unit, kUnit);
+    }
   }
+}
+
+void copy_words(const BlockField& field, const uint8_t* in, int64_t stride, int64_t count, uint8_t* to) {
+  int64_t row = 0;
+  for (; field.bytes % 16 == 0 && row + 4 <= count; row += 4) {
+    for (int64_t at = 0; at < field.bytes; at += 16) {
+      FourWords columns[4];
+      transpose_words(in + row * stride + at, stride, columns);
+      for (int64_t c = 0; c < 4; ++c) {
+        std::memcpy(to + row * 4 + (at / 4 + c) * field.stride * kLanes, &columns[c], sizeof columns[c]);
+      }
+    }
+  }
+  copy_field<4>(field, in, stride, row, count, to);
 }
 
 template <typename E>
@@ -78,20 +98,20 @@ const BlockLayout* block_layout(Encoding encoding) noexcept {
 void pack_blocks(const BlockLayout& layout, const uint8_t* rows, int64_t count, int64_t blocks, int64_t lane,
                  uint8_t* panel) noexcept {
   const int64_t row_bytes = blocks * layout.bytes;
-  for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t row = 0; row < count; ++row) {
-      const uint8_t* in = rows + row * row_bytes + b * layout.bytes;
-      uint8_t* out = panel + b * layout.bytes * kLanes;
-      for (const BlockField& field : layout.fields) {
-        uint8_t* to = out + field.at * kLanes + (lane + row) * field.unit;
-        switch (field.unit) {
-          case 1: copy_units<1>(field, in, to); break;
-          case 2: copy_units<2>(field, in, to); break;
-          case 4: copy_units<4>(field, in, to); break;
-          default: std::memcpy(to, in, static_cast<std::size_t>(field.unit));  // a whole block
-        }
-        in += field.bytes;
+  for (int64_t b = 0; b < blocks; ++b, rows += layout.bytes, panel += layout.bytes * kLanes) {
+    const uint8_t* in = rows;
+    for (const BlockField& field : layout.fields) {
+      uint8_t* to = panel + field.at * kLanes + lane * field.unit;
+      switch (field.unit) {
+        case 1: copy_field<1>(field, in, row_bytes, 0, count, to); break;
+        case 2: copy_field<2>(field, in, row_bytes, 0, count, to); break;
+        case 4: copy_words(field, in, row_bytes, count, to); break;
+        default:  // a whole block
+          for (int64_t row = 0; row < count; ++row) {
+            std::memcpy(to + row * field.unit, in + row * row_bytes, static_cast<std::size_t>(field.unit));
+          }
       }
+      in += field.bytes;
     }
   }
 }

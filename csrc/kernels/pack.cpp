@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "kernels/half.h"
+#include "kernels/transpose.h"
 
 namespace cpuinfer {
 
@@ -212,21 +213,29 @@ void PackedMatrix::set_integer_rows(int64_t row, int64_t rows, const uint8_t* co
 // Blocks of integers into lanes [lane, lane + rows) of a panel's cells.
 void PackedMatrix::set_cells(const uint8_t* blocks, int64_t rows, int64_t lane, uint8_t* panel) {
   const Cell& cell = view_.cell;
-  const int64_t groups = view_.k / kGroup, block_bytes = row_bytes() / groups;
-  const bool nibbles = view_.encoding == Encoding::kInt4;
-  for (int64_t g = 0; g < groups; ++g, panel += cell.bytes) {
+  const int64_t groups = view_.k / kGroup, block_bytes = row_bytes() / groups, stride = groups * block_bytes;
+  const int64_t codes = cell.bias ? 4 : 2;  // in a block, behind its halves
+  const int words = view_.encoding == Encoding::kInt4 ? 4 : 8;
+  const uint32_t flip = view_.encoding == Encoding::kInt4 ? 0 : 0x80808080u;  // a signed byte plus 128
+  for (int64_t g = 0; g < groups; ++g, panel += cell.bytes, blocks += block_bytes) {
     for (int64_t r = 0; r < rows; ++r) {
-      const uint8_t* in = blocks + (r * groups + g) * block_bytes;
-      const auto take_half = [&](int64_t to) {
-        std::memcpy(panel + to + (lane + r) * 2, in, 2);
-        in += 2;
-      };
-      take_half(cell.codes);
-      if (cell.bias) take_half(cell.bias);
-      for (int s = 0; s < (nibbles ? 4 : 8); ++s, in += 4) {
-        uint32_t word;
-        std::memcpy(&word, in, sizeof word);
-        if (!nibbles) word ^= 0x80808080u;  // a signed byte plus 128
+      std::memcpy(panel + cell.codes + (lane + r) * 2, blocks + r * stride, 2);
+      if (cell.bias) std::memcpy(panel + cell.bias + (lane + r) * 2, blocks + r * stride + 2, 2);
+    }
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      for (int s = 0; s < words; s += 4) {
+        FourWords columns[4];
+        transpose_words(blocks + r * stride + codes + 4 * s, stride, columns);
+        for (int c = 0; c < 4; ++c) {
+          columns[c] ^= flip;
+          std::memcpy(panel + (s + c) * kBlock + 4 * (lane + r), &columns[c], sizeof columns[c]);
+        }
+      }
+    }
+    for (; r < rows; ++r) {
+      for (int s = 0; s < words; ++s) {
+        const uint32_t word = four_codes(blocks + r * stride + codes + 4 * s) ^ flip;
         std::memcpy(panel + s * kBlock + 4 * (lane + r), &word, sizeof word);
       }
     }
@@ -296,6 +305,11 @@ void PackedMatrix::read_row(int64_t row, float* out) const noexcept {
       default: out[i] = read_integer(row, i);
     }
   }
+}
+
+bool PackedMatrix::takes_blocks() const noexcept {
+  const bool cells = view_.cell.bytes != 0 && view_.group == kGroup && view_.cell.zeros == 0;
+  return blocks_ != nullptr || (cells && view_.encoding != Encoding::kTable4);
 }
 
 int64_t PackedMatrix::row_bytes() const noexcept {

@@ -53,6 +53,7 @@ class PackedMatrix {
   // Rows of a block encoding, as in the file; or, of integers in groups of 32 without zero points, of blocks of an fp16
   // scale, an fp16 bias if there are any, and codes: 16 bytes of nibbles, the low ones first, or 32 signed bytes.
   void set_block_rows(int64_t row, int64_t rows, const uint8_t* blocks);
+  bool takes_blocks() const noexcept;  // whether set_block_rows is for this matrix
 
   // Row -> fp32 [k]: value = fma(scale, code - zero, bias).  For embeddings; baseline code.
   void read_row(int64_t row, float* out) const noexcept;

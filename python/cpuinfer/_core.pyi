@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cpuinfer.checkpoint import Reader
 from cpuinfer.config import Activation
 from cpuinfer.formats.canonical import BlockLayout, Layout
 from cpuinfer.formats.packed import Codebook
@@ -20,9 +21,22 @@ class Gguf:
     def files(self) -> list[tuple[bytes, int]]: ...
     def keys(self) -> list[str]: ...
     def type(self, key: str) -> tuple[str, int | None]: ...
-    def value(self, key: str) -> int | float | bool | str | list[str] | npt.NDArray[np.generic]: ...
+    def value(self, key: str) -> int | float | bool | str | list[str] | memoryview: ...
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int, int]]: ...
+    def floats(self, name: str) -> memoryview: ...
     def read_rows(self, name: str, begin: int, end: int, out: npt.NDArray[np.uint8]) -> None: ...
+
+class Packing:
+    def __init__(self, jobs: Sequence[tuple[Reader, str, int, int, PackedMatrix, int]], threads: int) -> None: ...
+    def wait(self) -> None: ...
+    def stop(self) -> None: ...
+
+# Text
+
+class BytePairs:
+    def __init__(self, tokens: list[str], left_out: list[int], whole_words: bool) -> None: ...
+    def add_merges(self, merges: list[str]) -> int: ...
+    def encode(self, words: list[str]) -> list[int]: ...
 
 # The machine
 
@@ -118,10 +132,11 @@ def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]: ...
 
 # Running
 
-_Norm = tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32] | None, float] | None
+_Vector = memoryview | npt.NDArray[np.float32]
+_Norm = tuple[str, _Vector, _Vector | None, float] | None
 
 class Program:
-    def __init__(self, ropes: Sequence[tuple[npt.NDArray[np.float64], bool, float]]) -> None: ...
+    def __init__(self, ropes: Sequence[tuple[Sequence[float], bool, float]]) -> None: ...
     def embed(
         self,
         name: str,
@@ -139,7 +154,7 @@ class Program:
         norm: _Norm,
         weights: Sequence[PackedMatrix],
         *,
-        biases: Sequence[npt.NDArray[np.float32] | None],
+        biases: Sequence[_Vector | None],
         act: Activation | None = None,
         softcap: float = 0.0,
         residual: int | None = None,
@@ -153,7 +168,7 @@ class Program:
         gate: PackedMatrix,
         up: PackedMatrix,
         *,
-        biases: Sequence[npt.NDArray[np.float32] | None],
+        biases: Sequence[_Vector | None],
         act: Activation,
         input_order: Sequence[int] = (),
     ) -> int: ...

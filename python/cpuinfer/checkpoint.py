@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cpuinfer.errors import CheckpointError
 
-MetadataValue = int | float | bool | str | list[str] | npt.NDArray[np.generic]
-"""A metadata value; arrays of strings are lists, arrays of numbers or bools numpy arrays."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MetadataValue = int | float | bool | str | list[str] | memoryview
+"""A metadata value; arrays of strings are lists, arrays of numbers or bools memoryviews."""
 
 Kind = TypeVar("Kind", int, float, bool, str, list[Any])
 
@@ -39,6 +40,9 @@ class Reader(Protocol):
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], str, int, int]]:
         """(name, row-major shape, encoding, bytes, bytes of a row) of each tensor."""
+
+    def floats(self, name: str) -> memoryview:
+        """All numbers of a tensor of type F32."""
 
     def read_rows(self, name: str, begin: int, end: int, out: npt.NDArray[np.uint8]) -> None:
         """Fill ``out`` with rows [begin, end) as stored."""
@@ -102,7 +106,7 @@ class Checkpoint:
     """An open checkpoint of one or more files, checked when it was opened.  Its files close with its last reference."""
 
     def __init__(self, path: Path, reader: Reader) -> None:
-        self._reader = reader
+        self.reader = reader
         self.path = path
         files = reader.files()
         self.files = tuple(Path(os.fsdecode(name)) for name, _ in files)
@@ -119,10 +123,12 @@ class Checkpoint:
 
     def read_rows(self, name: str, begin: int, end: int) -> npt.NDArray[np.uint8]:
         """Rows [begin, end) of a tensor as stored: uint8 [end - begin, row_bytes]."""
+        import numpy as np
+
         info = self.tensor(name)
         count = end - begin if 0 <= begin <= end <= info.rows else 0  # the reader refuses any other range
         out = np.empty((count, info.row_bytes), np.uint8)
-        self._reader.read_rows(name, begin, end, out)
+        self.reader.read_rows(name, begin, end, out)
         return out
 
     def require(
@@ -144,7 +150,7 @@ class Checkpoint:
             raise self.error(where, f"is {value}, expected at least {minimum}")
         if maximum is not None and not value <= maximum:
             raise self.error(where, f"is {value}, expected at most {maximum}")
-        return value.tolist() if isinstance(value, np.ndarray) else value  # type: ignore[no-any-return]
+        return value.tolist() if isinstance(value, memoryview) else value  # type: ignore[return-value]
 
     def optional(
         self, key: str, kind: type[Kind], default: Kind, *, minimum: float | None = None, maximum: float | None = None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpuinfer.config import Config
-from cpuinfer.description import Description, MemoryEstimate, TensorKind
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.loader import open_model
 from cpuinfer.weight import PANEL, Weight
 from cpuinfer.weights import Source
+
+if TYPE_CHECKING:
+    from cpuinfer.description import Description, TensorKind
 
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
@@ -61,6 +64,8 @@ def describe(
     path: str | Path, context: int | None = None, *, quantize: str | None = None, kv_cache: str = "f16"
 ) -> Description:
     """What a model holds and what running it would take."""
+    from cpuinfer.description import Description, MemoryEstimate
+
     check_kv_cache(kv_cache)
     blueprint = open_model(path, context=context, quantize=quantize)
     config, source = blueprint.config, blueprint.source
@@ -130,6 +135,8 @@ def _rope(config: Config) -> str:
 
 
 def _describe_kind(kind: str, encoding: str, layout: str, found: list[Weight]) -> TensorKind:
+    from cpuinfer.description import TensorKind
+
     values = sum(math.prod(weight.shape) for weight in found)
     total = sum(weight.file_bytes for weight in found)
     return TensorKind(

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from cpuinfer import models
 from cpuinfer.chat import ChatTemplate
 from cpuinfer.checkpoint import Checkpoint, open_checkpoint
@@ -161,7 +159,7 @@ def _option(checkpoint: Checkpoint, arch: str, option: Option) -> object:
     if option.gguf is None or key not in checkpoint.metadata:
         return option.default
     value = checkpoint.metadata[key]
-    return value[:MOST_SIZE].tolist() if isinstance(value, np.ndarray) else value
+    return value[:MOST_SIZE].tolist() if isinstance(value, memoryview) else value
 
 
 def _read_rope(checkpoint: Checkpoint, architecture: Architecture, head_dim: int, positions: Positions) -> Rope | None:
@@ -209,6 +207,8 @@ def _scaling(checkpoint: Checkpoint, arch: str, key: str, default: float) -> flo
 
 
 def _read_factors(checkpoint: Checkpoint, name: str, pairs: int) -> tuple[float, ...]:
+    import numpy as np
+
     info = checkpoint.tensor(name)
     if info.encoding != "F32" or info.shape != (pairs,):
         raise checkpoint.error(f"tensor {name}", f"{info.encoding} {info.shape}, expected F32 ({pairs},)")

@@ -20,7 +20,8 @@ from cpuinfer.models import Architecture, Json, RopeKeys
 from cpuinfer.naming import arrange
 from cpuinfer.published import Reader, reader
 from cpuinfer.safetensors_folder import DTYPES, INDEX, SINGLE, SafetensorsFolder
-from cpuinfer.tokenizer import Tokenizer, chat_template
+from cpuinfer.tokenizer import Tokenizer
+from cpuinfer.tokenizer.folder import chat_template
 from cpuinfer.weight import Weight
 from cpuinfer.weights import Source
 

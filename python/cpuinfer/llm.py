@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from cpuinfer import loader, machine, store
 from cpuinfer.describe import BATCH, PAGE_TOKENS, check_kv_cache, page_bytes, part_bytes
 from cpuinfer.engine import Engine
 from cpuinfer.errors import InvalidRequest, MemoryLimit, UnsupportedModel
-from cpuinfer.profiling import OperatorTime, collect, report
 from cpuinfer.request import Generation, Logits, Request, Scoring
 from cpuinfer.results import Chunk, Completion, Score, TokenLogprob
 from cpuinfer.sampling import SamplingParams
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from cpuinfer.chat import ChatTemplate
     from cpuinfer.config import Config
     from cpuinfer.graph import Graph
+    from cpuinfer.profiling import OperatorTime
 
 Prompt = str | Sequence[int]
 """Text, or token ids taken as they are."""
@@ -99,15 +100,17 @@ class LLM:
         page = page_bytes(self.config, kv_cache)
         self.context, cache_pages = _fit_context(self.config, context, self.threads, page)
         kept = self.context if prefix_cache is None else _check_prefix_cache(prefix_cache)
-        self.tokenizer = blueprint.source.tokenizer()
-        if self.tokenizer.vocabulary > self.config.vocabulary:
-            raise UnsupportedModel(
-                f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {self.config.vocabulary}"
-            )
-        compile_template = blueprint.source.chat_template
-        self._template = None if compile_template is None else compile_template(self.tokenizer)
+        with loader.Loading(blueprint, threads=self.threads, cache_packed=cache_packed) as loading:
+            self.tokenizer = blueprint.source.tokenizer()  # while the weights are packed
+            if self.tokenizer.vocabulary > self.config.vocabulary:
+                raise UnsupportedModel(
+                    f"{self.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, "
+                    f"the model {self.config.vocabulary}"
+                )
+            self._compile_template = blueprint.source.chat_template
+            program = loading.program()
         self._session = _core.Session(
-            loader.load_program(blueprint, threads=self.threads, cache_packed=cache_packed),
+            program,
             isa=self.isa,
             threads=self.threads,
             batch=BATCH,
@@ -130,7 +133,12 @@ class LLM:
     @property
     def has_chat_template(self) -> bool:
         """Whether the file says how to write a conversation."""
-        return self._template is not None
+        return self._compile_template is not None
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        """Compiled when it is first needed: that takes longer than all else of a small model's start."""
+        return None if self._compile_template is None else self._compile_template(self.tokenizer)
 
     @overload  # a str is a sequence of str too: the first signature wins
     def generate(  # type: ignore[overload-overlap]
@@ -213,6 +221,8 @@ class LLM:
         self._alive()
         if not self._profiles:
             raise InvalidRequest("nothing was measured: make the LLM with profile=True")
+        from cpuinfer.profiling import collect
+
         return collect(self._session, self.graph.ops)
 
     def close(self) -> None:
@@ -236,6 +246,7 @@ class LLM:
 
     def _print_profile(self) -> None:
         from cpuinfer import _core
+        from cpuinfer.profiling import report
 
         if times := self.profile():
             bandwidth = _core.read_bandwidth(self._session.weight_bytes, self.threads)
@@ -263,7 +274,7 @@ class LLM:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(f"params: {params!r}, expected SamplingParams")
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(8), sys.byteorder) if params.seed is None else params.seed
         sampler = _core.Sampler(vocabulary=self.vocabulary, **params.native_options(seed))
         sampler.see_prompt(prompt)
         return Generation(prompt, params, seed=seed, sampler=sampler, tokenizer=self.tokenizer, context=self.context)

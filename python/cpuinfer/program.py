@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from cpuinfer.config import Rope
 from cpuinfer.ops import Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from cpuinfer import _core
 
-Vector = npt.NDArray[np.float32]
+    Vector = memoryview | npt.NDArray[np.float32]
 
 
 def write_program(
@@ -32,7 +33,7 @@ def write_program(
 
     ropes = list(dict.fromkeys(op.rope for op in ops if isinstance(op, Attention) and op.rope is not None))
     program = _core.Program(
-        [(np.array(rope.inverse_frequencies()), rope.layout == "interleaved", rope.magnitude) for rope in ropes]
+        [(rope.inverse_frequencies(), rope.layout == "interleaved", rope.magnitude) for rope in ropes]
     )
     writer = _Writer(program, ropes, matrices, vectors, orders)
     for op in ops:
@@ -137,7 +138,10 @@ class _Writer:
     def _norm(self, norm: Norm | None) -> tuple[str, Vector, Vector | None, float] | None:
         if norm is None:
             return None
-        weight = self._vectors[norm.weight] + np.float32(norm.offset)
+        weight = self._vectors[norm.weight]
+        if norm.offset:
+            # In double and rounded to fp32 once more, which gives what fp32 would: 53 bits are more than 2 * 24 + 2.
+            weight = memoryview(array("f", (value + norm.offset for value in weight.tolist())))
         return norm.kind, weight, None if norm.bias is None else self._vectors[norm.bias], norm.eps
 
     def _order(self, name: str) -> list[int]:

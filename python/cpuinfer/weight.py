@@ -6,17 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from cpuinfer import formats
 from cpuinfer.formats.canonical import Layout, Rows
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from cpuinfer import _core
+    from cpuinfer.checkpoint import Checkpoint
 
 PANEL = 16
 """Rows of a packed panel; packing goes by whole panels."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The rows of a tensor of a GGUF file, which the core can also read by itself: ``Weight.rows``."""
+
+    checkpoint: Checkpoint
+    name: str
+    decode: Callable[[npt.NDArray[np.uint8]], Rows]
+
+    def __call__(self, begin: int, end: int) -> Rows:
+        """Rows [begin, end) in canonical form."""
+        return self.decode(self.checkpoint.read_rows(self.name, begin, end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

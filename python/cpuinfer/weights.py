@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from cpuinfer import formats
 from cpuinfer.config import Config
 from cpuinfer.errors import NumericalError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Rows, TableRows
-from cpuinfer.weight import Weight
+from cpuinfer.weight import StoredRows, Weight
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from cpuinfer.chat import ChatTemplate
     from cpuinfer.checkpoint import Checkpoint, TensorInfo
     from cpuinfer.tokenizer import Tokenizer
@@ -52,9 +52,12 @@ def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:
     k = info.shape[-1]
     shape = info.shape if len(info.shape) == 1 else (info.rows, k)
 
-    def rows(begin: int, end: int) -> Rows:
-        return form.decode(checkpoint.read_rows(info.name, begin, end), k)
+    def floats() -> npt.NDArray[np.float64]:
+        import numpy as np
 
+        return rows(0, info.rows).to_float(np.float64).reshape(shape)
+
+    rows = StoredRows(checkpoint, info.name, lambda raw: form.decode(raw, k))
     return Weight(
         name=info.name,
         shape=shape,
@@ -62,7 +65,7 @@ def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:
         layout=form.layout,
         file_bytes=info.bytes,
         rows=rows,
-        floats=lambda: rows(0, info.rows).to_float(np.float64).reshape(shape),
+        floats=floats,
         zero=form.zero,
         has_bias=form.has_bias,
     )
@@ -70,6 +73,8 @@ def from_checkpoint(checkpoint: Checkpoint, info: TensorInfo) -> Weight:
 
 def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
     """Rows [begin, end) of several weights, one after another; of vectors, elements."""
+    import numpy as np
+
     first = pieces[0][0]
     for weight, _, _ in pieces:
         if not _alike(weight, first):
@@ -109,11 +114,17 @@ def _alike(a: Weight, b: Weight) -> bool:
 
 def same(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> bool:
     """Whether two arrays, or their absence, are equal."""
-    return a is b if a is None or b is None else np.array_equal(a, b)
+    if a is None or b is None:
+        return a is b
+    import numpy as np
+
+    return np.array_equal(a, b)
 
 
 def stacked(experts: Sequence[Weight]) -> Weight:
     """The same weight of each expert, one under another; each may take its inputs in an order of its own."""
+    import numpy as np
+
     whole = joined([(replace(weight, input_order=None), 0, weight.shape[0]) for weight in experts])
     if all(weight.input_order is None for weight in experts):
         return whole
@@ -123,6 +134,8 @@ def stacked(experts: Sequence[Weight]) -> Weight:
 
 
 def _joined_vectors(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
+    import numpy as np
+
     first = pieces[0][0]
     count = sum(end - begin for _, begin, end in pieces)
 
@@ -139,6 +152,8 @@ def _joined_vectors(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
 
 
 def _concatenated(parts: Sequence[Rows]) -> Rows:
+    import numpy as np
+
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -166,6 +181,8 @@ def _concatenated(parts: Sequence[Rows]) -> Rows:
 
 def transposed(weight: Weight) -> Weight:
     """A weight whose file has (inputs, outputs)."""
+    import numpy as np
+
     if len(weight.shape) == 1:
         return weight
     if not weight.is_float:
@@ -183,6 +200,8 @@ def transposed(weight: Weight) -> Weight:
 
 def one_row(weight: Weight) -> Weight:
     """A vector as a matrix of one row."""
+    import numpy as np
+
     if len(weight.shape) != 1:
         return weight
     width = weight.shape[0]
@@ -200,6 +219,8 @@ def quantised(weight: Weight, how: str) -> Weight:
 
     A weight whose rows do not divide into groups stays as it is.
     """
+    import numpy as np
+
     group = 64 if how == "nf4" else 32
     if not weight.is_float or len(weight.shape) != 2 or weight.shape[1] % group:
         return weight
@@ -227,43 +248,49 @@ def quantised(weight: Weight, how: str) -> Weight:
 
 def _to_int4(x: npt.NDArray[np.float32]) -> IntegerRows:
     """The number of largest magnitude becomes -8, with its sign in the scale, so that all sixteen codes are used."""
+    import numpy as np
+
     groups = x.reshape(len(x), -1, 32)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2, keepdims=True), axis=2)
     return _to_codes(groups, (largest[:, :, 0] / -8).astype(np.float16), zero=8, last=15)
 
 
 def _to_int8(x: npt.NDArray[np.float32]) -> IntegerRows:
+    import numpy as np
+
     groups = x.reshape(len(x), -1, 32)
     return _to_codes(groups, (np.abs(groups).max(axis=2) / 127).astype(np.float16), zero=128, last=255)
 
 
 def _to_codes(groups: npt.NDArray[np.float32], scale: npt.NDArray[np.float16], *, zero: int, last: int) -> IntegerRows:
+    import numpy as np
+
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = groups / scale.astype(np.float32)[:, :, None]
     codes = np.clip(np.rint(np.where(np.isfinite(steps), steps, 0)) + zero, 0, last).astype(np.uint8)
     return IntegerRows(codes.reshape(len(groups), -1), scale, zero=zero)
 
 
-NF4 = np.array(
-    [
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
-        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
-        *(0.7229568362236023, 1.0),
-    ],
-    np.float32,
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+    *(0.7229568362236023, 1.0),
 )
 """NormalFloat4 (QLoRA, arXiv 2305.14314, appendix E): the means of sixteen equal shares of a normal distribution."""
 
 
 def _to_nf4(x: npt.NDArray[np.float32]) -> TableRows:
+    import numpy as np
+
     groups = x.reshape(len(x), -1, 64)
     scale = np.abs(groups).max(axis=2).astype(np.float16)
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = groups / scale.astype(np.float32)[:, :, None]
-    middles = (NF4[1:] + NF4[:-1]) / 2
+    table = np.array(NF4, np.float32)
+    middles = (table[1:] + table[:-1]) / 2
     codes = np.searchsorted(middles, np.where(np.isfinite(unit), unit, 0)).astype(np.uint8)
-    return TableRows(codes.reshape(len(x), -1), scale, NF4, 64)
+    return TableRows(codes.reshape(len(x), -1), scale, table, 64)
 
 
 _ROUNDINGS: dict[str, Callable[[npt.NDArray[np.float32]], IntegerRows | TableRows]] = {

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from cpuinfer import _core
+
+    FloatType = TypeVar("FloatType", np.float32, np.float64)
 
 GROUP = 32
 """Neighbours along a row that share a scale."""
@@ -40,8 +42,6 @@ BlockLayout = Literal[
     "iq1_m",
 ]
 Layout = Literal["int4", "int8", "table4"] | FloatLayout | BlockLayout
-
-FloatType = TypeVar("FloatType", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,8 @@ class BlockRows:
 
     def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
         """The values, [rows, k]: exact in float64, by the format's NumPy; rounded once in float32, by the core."""
+        import numpy as np
+
         from cpuinfer import _core
 
         if dtype is np.float32 and self.form.layout not in ("int4", "int8"):
@@ -135,6 +137,8 @@ class FloatRows:
 
     def to_float(self, dtype: type[FloatType]) -> npt.NDArray[FloatType]:
         """The values, [rows, k]."""
+        import numpy as np
+
         if self.layout == "bf16":
             return (self.values.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)
         return self.values.astype(dtype)
@@ -186,6 +190,8 @@ class BlockFormat:
 
 def blocks(raw: npt.NDArray[np.uint8], k: int, *, elements: int, block_bytes: int) -> npt.NDArray[np.uint8]:
     """Rows as stored, seen as blocks: uint8 [rows, k / elements, block_bytes], contiguous and aligned; no copy."""
+    import numpy as np
+
     expected = k // elements * block_bytes
     if raw.dtype != np.uint8 or raw.ndim != 2 or k % elements or raw.shape[1] != expected:
         shape = f"{raw.dtype} {raw.shape} for rows of {k} values"
@@ -201,5 +207,7 @@ def halves(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.float16]
 
 def split_nibbles(block: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[np.uint8]:
     """Codes of blocks whose 16 bytes at ``offset`` hold codes 0 to 15 low and 16 to 31 high: [rows, blocks, 32]."""
+    import numpy as np
+
     packed = block[:, :, offset : offset + GROUP // 2]
     return np.concatenate([packed & 15, packed >> 4], axis=2)

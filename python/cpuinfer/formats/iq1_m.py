@@ -7,15 +7,20 @@ bits and whether its shift is -1/8 instead of 1/8; four 16-bit words: four scale
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat
 from cpuinfer.formats.packed import factored, scaled, shifted_entries, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 56]."""
+    import numpy as np
+
     words, high = block[:, :, 48:].copy().view("<u2"), unpack(block[:, :, 32:48], bits=4, run=1)
     nibbles = words >> 12 << np.array([0, 4, 8, 12], np.uint16)
     factor = np.bitwise_or.reduce(nibbles, axis=2, dtype=np.uint16).view(np.float16)

@@ -7,15 +7,20 @@ value = factor (2 scale + 1) (number + shift).
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import factored, scaled, shifted_entries
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 50]."""
+    import numpy as np
+
     words = block[:, :, 34:].copy().view("<u2")
     high = words[..., None] >> np.array([0, 3, 6, 9], np.uint16) & 7
     entries = block[:, :, 2:34] | high.reshape(*block.shape[:2], 32) << 8

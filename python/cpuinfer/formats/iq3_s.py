@@ -7,15 +7,20 @@ value = factor (2 scale + 1) number.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import factored, scaled, signed_entries, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 110]."""
+    import numpy as np
+
     entries = block[:, :, 2:66] | unpack(block[:, :, 66:74], bits=1, run=1).astype(np.uint16) << 8
     scale = factored(halves(block, 0), 2 * unpack(block[:, :, 106:], bits=4, run=1) + 1)
     return scaled(scale, signed_entries("iq3_s", entries, block[:, :, 74:106]))

@@ -6,11 +6,14 @@ the first's lowest (``even_signs``), and the scale in the highest 4.  value = fa
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import even_signs, factored, scaled, signed_entries
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

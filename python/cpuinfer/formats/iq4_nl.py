@@ -5,11 +5,14 @@ Block, 18 bytes: fp16 scale, 16 bytes whose low nibbles are codes 0 to 15 and wh
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import codebook, scaled, unpack
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

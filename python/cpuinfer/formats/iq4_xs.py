@@ -7,15 +7,20 @@ nibbles, scale 0's the lowest; 128 bytes of codes, 16 bytes for 32: low nibbles 
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import codebook, factored, scaled, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 136]."""
+    import numpy as np
+
     scale = unpack(block[:, :, 4:8], bits=4, run=1) | unpack(block[:, :, 2:4], bits=2, run=1) << 4
     codes = unpack(block[:, :, 8:], bits=4, run=16)
     return scaled(factored(halves(block, 0), scale.astype(np.int8) - 32), codebook("iq4_nl")[codes])

@@ -7,15 +7,20 @@ standard, is a power like others, as ggml has it.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat
 from cpuinfer.formats.packed import codebook, scaled, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 32], of blocks [rows, blocks, 17]."""
+    import numpy as np
+
     scale = np.ldexp(1.0, block[:, :, :1].astype(np.int32) - 128)
     return scaled(scale, codebook("mxfp4")[unpack(block[:, :, 1:], bits=4, run=16)])
 

@@ -7,11 +7,14 @@ minima.  value = factor scale code - factor minimum.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import factored, scaled, unpack
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

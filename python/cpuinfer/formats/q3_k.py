@@ -8,15 +8,20 @@ scales' low nibbles (scales 0 to 7 low, 8 to 15 high); 4 bytes with their high t
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import factored, scaled, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 110]."""
+    import numpy as np
+
     low, third = unpack(block[:, :, 32:96], bits=2, run=32), unpack(block[:, :, :32], bits=1, run=32)
     scale = unpack(block[:, :, 96:104], bits=4, run=8) | unpack(block[:, :, 104:108], bits=2, run=4) << 4
     return scaled(factored(halves(block, 108), scale.astype(np.int8) - 32), (low | third << 2).astype(np.int8) - 4)

@@ -5,16 +5,21 @@ Block, 18 bytes: fp16 scale, 16 bytes whose low nibbles are codes 0 to 15 and wh
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves, split_nibbles
 from cpuinfer.formats.packed import scaled
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 ZERO = 8
 
 
 def _values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    import numpy as np
+
     return scaled(halves(block, 0)[..., None], split_nibbles(block, 2).astype(np.int64) - ZERO)
 
 

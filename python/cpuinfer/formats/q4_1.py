@@ -6,14 +6,19 @@ Block, 20 bytes: fp16 scale, fp16 bias, 16 bytes whose low nibbles are codes 0 t
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves, split_nibbles
 from cpuinfer.formats.packed import scaled
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def _values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    import numpy as np
+
     bias = halves(block, 2).astype(np.float64)[..., None]
     return scaled(halves(block, 0)[..., None], split_nibbles(block, 4), -bias)
 

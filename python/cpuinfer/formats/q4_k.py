@@ -7,11 +7,14 @@ value = factor scale code - factor minimum.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat
 from cpuinfer.formats.packed import scaled, scales_and_minima, unpack
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

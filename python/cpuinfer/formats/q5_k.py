@@ -7,11 +7,14 @@ bytes with the codes' fifth bits (bit 0 codes 0 to 31, bit 1 codes 32 to 63, ...
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat
 from cpuinfer.formats.packed import scaled, scales_and_minima, unpack
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

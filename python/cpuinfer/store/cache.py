@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +54,9 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A new folder inside `folder`, gone afterwards. Those left by killed processes go first. Needs the lock."""
+    import shutil
+    import tempfile
+
     for stale in folder.glob(f"{PARTIAL}*"):
         if stale.is_dir():
             shutil.rmtree(stale)
@@ -116,6 +116,8 @@ def side_car(path: Path) -> Path:
 
 def sha256_of(path: Path, advance: Advance) -> str:
     """Hexadecimal SHA-256 of a file."""
+    import hashlib
+
     digest = hashlib.sha256()
     done = 0
     with path.open("rb") as file:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -34,6 +32,8 @@ class PackedCopy:
 
         Raises OSError for a file that is gone.
         """
+        import hashlib
+
         place = os.fsencode(f"{source.resolve()}\0{json.dumps(choice)}")
         self.path = packed_folder() / f"{_label(source)}-{hashlib.sha256(place).hexdigest()[:16]}{SUFFIX}"
         found = [(path.resolve(), path.stat()) for path in files]
@@ -62,6 +62,8 @@ class PackedCopy:
         def read(begin: int) -> bool:
             piece = memory[begin : begin + PIECE]
             return os.preadv(file, [piece], len(self._header) + begin) == len(piece)
+
+        from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(threads) as executor:
             return all(executor.map(read, range(0, len(memory), PIECE)))
@@ -117,6 +119,8 @@ def _header(facts: Mapping[str, object]) -> bytes:
 @cache
 def _code() -> str:
     """A hash of this package: the layout may be another with each version or build, and installers set times."""
+    import hashlib
+
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.suffix in {".py", ".so"}):

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from cpuinfer.tokenizer.base import Tokenizer, TokenizerWarning
-from cpuinfer.tokenizer.folder import chat_template
 
-__all__ = ["Tokenizer", "TokenizerWarning", "chat_template"]
+__all__ = ["Tokenizer", "TokenizerWarning"]

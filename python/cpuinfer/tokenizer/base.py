@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
@@ -51,8 +52,15 @@ class Tokenizer(ABC):
         self._adds_space = special.adds_space
         self._literal = special.control | special.user_defined
         self._literal_ids = {tokens[i]: i for i in self._literal}
-        self._cut_user_defined = _cutter(tokens[i] for i in special.user_defined)
-        self._cut_all = _cutter(self._literal_ids)
+        self._user_defined = special.user_defined
+
+    @cached_property
+    def _cut_user_defined(self) -> re.Pattern[str] | None:
+        return _cutter(self._tokens[i] for i in self._user_defined)
+
+    @cached_property
+    def _cut_all(self) -> re.Pattern[str] | None:
+        return _cutter(self._literal_ids)
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, object], source: str) -> Tokenizer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cpuinfer.errors import CheckpointError, UnsupportedModel
 from cpuinfer.tokenizer.base import Special, Tokenizer, byte_alphabet, ending_ids
-from cpuinfer.tokenizer.bytelevel import ByteLevel, build_bpe
+from cpuinfer.tokenizer.bytelevel import ByteLevel, Words
 from cpuinfer.tokenizer.guard import guarded
 from cpuinfer.tokenizer.keys import CONTROL, NORMAL, USER_DEFINED
 from cpuinfer.tokenizer.sentence_pieces import SPACE, SentencePieces
@@ -235,13 +235,14 @@ def _vocabulary_and_merges(path: Path) -> Tokenizer:
     if not vocabulary or not all(_is_id(i, 1 << 24) for i in vocabulary.values()):
         raise CheckpointError(f"{where}: not an object of token ids")
     lines = _read(path / "merges.txt").decode("utf-8", errors="replace").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges = [line for line in lines if line and not line.startswith("#version")]
 
-    def refuse(fault: str) -> NoReturn:
-        raise CheckpointError(f"{path}: vocab.json and merges.txt do not fit each other: {fault}")
+    def refuse(i: int) -> NoReturn:
+        raise CheckpointError(
+            f"{path}: vocab.json and merges.txt do not fit each other: {merges[i]!r}, "
+            "expected two tokens that join to a third"
+        )
 
-    if any(len(merge) != 2 for merge in merges):
-        refuse("a merge that is not of two tokens")
     added = {i: entry for i, entry in _added_tokens(path).items() if entry[0] not in vocabulary}
     if clash := added.keys() & set(vocabulary.values()):
         raise CheckpointError(f"{where}: id {min(clash)} is that of {added[min(clash)][0]!r} too")
@@ -251,8 +252,9 @@ def _vocabulary_and_merges(path: Path) -> Tokenizer:
     said = ("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")
     kinds = [str(_settings(path, name).get(key)).lower() for name, key in said]
     split = SPLITS["qwen2" if any(kind.startswith(("qwen2", "qwen3")) for kind in kinds) else "gpt-2"]
-    bpe = build_bpe(vocabulary, merges, split, refuse)  # type: ignore[arg-type]
-    return ByteLevel(tokens, _special(path, tokens, control, frozenset(added) - control, []), bpe)
+    left_out = set(range(len(tokens))) - set(vocabulary.values())
+    words = Words(tokens, left_out, merges, split, refuse)
+    return ByteLevel(tokens, _special(path, tokens, control, frozenset(added) - control, []), words)
 
 
 def _vocabulary(path: Path) -> Tokenizer:

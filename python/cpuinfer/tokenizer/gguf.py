@@ -5,14 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
-
-import numpy as np
+from typing import NoReturn
 
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.tokenizer import sentence_pieces
 from cpuinfer.tokenizer.base import Special, Tokenizer, TokenizerWarning, ending_ids
-from cpuinfer.tokenizer.bytelevel import ByteLevel, build_bpe
+from cpuinfer.tokenizer.bytelevel import ByteLevel, Words
 from cpuinfer.tokenizer.keys import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Keys
 from cpuinfer.tokenizer.splits import DEFAULT, SPLITS, Split
 from cpuinfer.tokenizer.wordpiece import WordPiece
@@ -59,18 +57,13 @@ def _byte_level(keys: Keys) -> Tokenizer:
     split = _split_named(keys)
     tokens = keys.tokens()
     special = _special(keys, tokens, add_bos=split.add_bos)
-    vocabulary = {token: i for i, token in enumerate(tokens) if i not in special.control}
-    merges = [tuple(merge.split(" ")) for merge in keys.strings("merges")]
+    merges = keys.strings("merges")
 
-    def refuse(fault: str) -> None:
-        for i, merge in enumerate(merges):
-            if len(merge) != 2 or any(part not in vocabulary for part in (*merge, "".join(merge))):
-                keys.refuse("merges", f"[{i}] is {' '.join(merge)!r}, expected two tokens that join to a third")
-        keys.refuse("merges", f"is not sound: {fault}")
+    def refuse(i: int) -> NoReturn:
+        keys.refuse("merges", f"[{i}] is {merges[i]!r}, expected two tokens that join to a third")
 
     # Without the control tokens: no spelling of a text can merge into one.
-    bpe = build_bpe(vocabulary, cast("list[tuple[str, str]]", merges), split, refuse)
-    return ByteLevel(tokens, special, bpe)
+    return ByteLevel(tokens, special, Words(tokens, special.control, merges, split, refuse))
 
 
 def _split_named(keys: Keys) -> Split:
@@ -94,23 +87,21 @@ def _sentence_pieces(keys: Keys, model: str) -> Tokenizer:
     types, scores = keys.types(len(tokens)), keys.scores(len(tokens))
     unknown = keys.token_id("unknown_token_id", len(tokens))
     if unknown is None:
-        found = np.flatnonzero(types == UNKNOWN)
+        found = [i for i, kind in enumerate(types) if kind == UNKNOWN]
         if len(found) != 1:
             keys.refuse("token_type", f"has {len(found)} unknown tokens, expected one, or unknown_token_id to name it")
-        unknown = int(found[0])
-    types = np.where(types == UNKNOWN, UNUSED, types)
+        unknown = found[0]
+    types = [UNUSED if kind == UNKNOWN else kind for kind in types]
     types[unknown] = UNKNOWN
     proto = sentence_pieces.model_proto(
-        list(zip(tokens, scores.tolist(), types.tolist(), strict=True)),
+        list(zip(tokens, scores, types, strict=True)),
         model=model,
         unknown=unknown,
         add_prefix=add_prefix,
         remove_extra=keys.flag("remove_extra_whitespaces", False),
         charsmap=keys.raw_bytes("precompiled_charsmap"),
     )
-    return sentence_pieces.SentencePieces(
-        tokens, types.tolist(), special, proto, f"{keys.source}: tokenizer.ggml.tokens"
-    )
+    return sentence_pieces.SentencePieces(tokens, types, special, proto, f"{keys.source}: tokenizer.ggml.tokens")
 
 
 def _word_piece(keys: Keys) -> Tokenizer:

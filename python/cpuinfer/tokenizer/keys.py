@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NoReturn
-
-import numpy as np
-import numpy.typing as npt
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from cpuinfer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Values of token_type, those of SentencePiece's pieces."""
@@ -49,39 +51,51 @@ class Keys:
                 seen.add(token)
         return tokens
 
-    def types(self, vocabulary: int) -> npt.NDArray[np.integer]:
+    def types(self, vocabulary: int) -> list[int]:
         """The kind of every token; all normal where the file does not say."""
         value = self.get("token_type")
-        types = np.full(vocabulary, NORMAL) if value is None else np.asarray(value)
+        if value is None:
+            return [NORMAL] * vocabulary
+        if _is_plain(value, vocabulary, "bBhHiIqQ"):
+            return value.tolist()
+        types = _as_array(value)
         if types.shape != (vocabulary,) or types.dtype.kind not in "iu":
             self.refuse("token_type", f"has shape {types.shape} of {types.dtype}, expected {vocabulary} integers")
-        return types
+        kinds: list[int] = types.tolist()
+        return kinds
 
-    def scores(self, vocabulary: int) -> npt.NDArray[np.floating]:
+    def scores(self, vocabulary: int) -> list[float]:
         """The score of every token."""
-        scores = np.asarray(self.get("scores"))
-        if scores.shape != (vocabulary,) or scores.dtype.kind != "f" or not np.isfinite(scores).all():
+        value = self.get("scores")
+        if _is_plain(value, vocabulary, "fd") and math.isfinite(sum(value)):
+            return [float(score) for score in value]
+        scores = _as_array(value)
+        values: list[float] = scores.tolist()
+        if scores.shape != (vocabulary,) or scores.dtype.kind != "f" or not all(map(math.isfinite, values)):
             self.refuse("scores", f"has shape {scores.shape} of {scores.dtype}, expected {vocabulary} finite numbers")
-        return scores
+        return values
 
     def raw_bytes(self, key: str) -> bytes:
         """An array of bytes; none where the key is missing."""
         value = self.get(key)
         if value is None:
             return b""
-        array = np.asarray(value)
+        if isinstance(value, memoryview) and value.ndim == 1 and value.itemsize == 1:
+            return value.tobytes()
+        array = _as_array(value)
         if array.ndim != 1 or array.dtype.itemsize != 1:
             self.refuse(key, f"has shape {array.shape} of {array.dtype}, expected bytes")
         return array.tobytes()
 
     def ids_of_type(self, kind: int, vocabulary: int) -> frozenset[int]:
-        return frozenset(np.flatnonzero(self.types(vocabulary) == kind).tolist())
+        """The tokens of a kind."""
+        return frozenset(i for i, each in enumerate(self.types(vocabulary)) if each == kind)
 
     def token_id(self, key: str, vocabulary: int) -> int | None:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < vocabulary:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < vocabulary:
             self.refuse(key, f"is {value!r}, expected a token id from 0 to {vocabulary - 1}")
         return int(value)
 
@@ -89,6 +103,18 @@ class Keys:
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, (bool, np.bool_)):
+        if not isinstance(value, bool):
             self.refuse(key, f"is {value!r}, expected true or false")
-        return bool(value)
+        return value
+
+
+def _is_plain(value: Any, count: int, formats: str) -> TypeGuard[memoryview]:
+    """Whether a value is as our reader gives arrays, of so many numbers of one of these formats."""
+    return isinstance(value, memoryview) and value.format in formats and value.shape == (count,)
+
+
+def _as_array(value: object) -> npt.NDArray[Any]:
+    """What somebody else read, or what does not fit: NumPy is imported for these alone."""
+    import numpy as np
+
+    return np.asarray(value)
