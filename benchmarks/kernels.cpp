@@ -1,5 +1,6 @@
 // Times the matrix products of every kernel set this machine runs, on one thread, beside what the machine can do.
-// Prints one line per measurement, comma-separated: set, encoding, rows, bytes of weights, seconds (median), spread.
+// Prints one line per measurement, comma-separated: set, encoding, rows, bytes of weights, number of weights, seconds
+// (median), spread.  With arguments, products are timed for the sets named alone.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "core/cpu.h"
+#include "kernels/blocks.h"
 #include "kernels/dispatch.h"
 #include "kernels/pack.h"
 
@@ -19,6 +21,7 @@ namespace {
 using namespace cpuinfer;
 
 constexpr int kRepeats = 15;
+constexpr int64_t kPanels = 8;                // of a product, as a plan cuts them
 constexpr int64_t kSteps = int64_t{1} << 22;  // dot products per chain when measuring a peak
 
 struct Timing {
@@ -38,8 +41,10 @@ Timing measure(Body body) {
   return {seconds[kRepeats / 2], seconds[kRepeats * 3 / 4] - seconds[kRepeats / 4]};
 }
 
-void report(const char* set, const char* what, int rows, double amount, const Timing& timing, double repeats = 1) {
-  std::printf("%s,%s,%d,%.0f,%.9f,%.9f\n", set, what, rows, amount, timing.median / repeats, timing.spread / repeats);
+void report(const char* set, const char* what, int rows, double bytes, double weights, const Timing& timing,
+            double repeats = 1) {
+  std::printf("%s,%s,%d,%.0f,%.0f,%.9f,%.9f\n", set, what, rows, bytes, weights, timing.median / repeats,
+              timing.spread / repeats);
   std::fflush(stdout);
 }
 
@@ -85,29 +90,43 @@ __attribute__((target("avx2"))) int read_all(std::span<const uint8_t> bytes) {
 volatile int sink;
 
 // One sweep of `rows` activation rows over the matrix; small matrices are swept again and again.
-void time_product(const KernelSet& set, const PackedMatrix& matrix, int rows) {
+void time_product(const KernelSet& set, const PackedMatrix& matrix, const char* name, int rows) {
   const Weights& w = matrix.view();
-  const bool nibbles = w.encoding == Encoding::kInt4;
   const auto count = static_cast<std::size_t>(rows * w.k), groups = count / kGroup;
   std::vector<float> x(count), scale(groups);
   std::vector<int8_t> codes(count);
   std::vector<int32_t> sum(groups * 2);
   for (std::size_t i = 0; i < count; ++i) x[i] = static_cast<float>(i * 37 % 101) - 50.0f;
-  const QuantizedRows q{rows, codes.data(), scale.data(), sum.data()};
-  set.quantize(x.data(), w.k, w.k, q);
-  const int64_t panels = (w.n + kLanes - 1) / kLanes;
-  std::vector<float> y(static_cast<std::size_t>(rows * panels * kLanes));
-  const Gemm gemm{&w, 0, panels, q, nullptr, 0, rows, y.data(), panels * kLanes};
+  for (int row = 0; row < rows; row += kTileRows) {
+    const int64_t at = row * w.k;
+    set.quantize(
+        &x[static_cast<std::size_t>(at)], w.k, w.k,
+        {std::min(kTileRows, rows - row), codes.data() + at, scale.data() + at / kGroup, sum.data() + at / kHalf});
+  }
+  const int64_t panels = matrix.panels();
+  std::vector<float> y(static_cast<std::size_t>(rows * kPanels * kLanes));
+  const QuantizedRows first{std::min(rows, kTileRows), codes.data(), scale.data(), sum.data()};
   const auto bytes = static_cast<double>(matrix.bytes());
-  const int repeats = std::max(1, static_cast<int>(100e6 / bytes / rows));
+  const int repeats = std::max(1, static_cast<int>(1e9 / (static_cast<double>(w.n * w.k) * std::max(rows, 4))));
   const Timing timing = measure([&] {
-    for (int i = 0; i < repeats; ++i) set.gemm(gemm);
+    for (int i = 0; i < repeats; ++i) {
+      for (int64_t panel = 0; panel < panels; panel += kPanels) {
+        set.gemm({&w, panel, std::min(panels, panel + kPanels), first, nullptr, 0, rows, y.data(), kPanels * kLanes});
+      }
+    }
   });
-  report(set.name, nibbles ? "int4" : "int8", rows, bytes, timing, repeats);
+  report(set.name, name, rows, bytes, static_cast<double>(w.n * w.k), timing, repeats);
 }
 
 PackedMatrix make_matrix(Encoding encoding, int64_t n, int64_t k) {
   PackedMatrix matrix(encoding, n, k, {.zero = encoding == Encoding::kInt4 ? 8 : 128});
+  if (block_layout(encoding)) {  // all fp16 scales are 0x2c2c, which is no subnormal number
+    const std::vector<uint8_t> blocks(static_cast<std::size_t>(kLanes * matrix.row_bytes()), 0x2c);
+    for (int64_t row = 0; row < n; row += kLanes) {
+      matrix.set_block_rows(row, std::min<int64_t>(kLanes, n - row), blocks.data());
+    }
+    return matrix;
+  }
   std::vector<uint8_t> codes(static_cast<std::size_t>(kLanes * k));
   for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 7 % 16);
   const std::vector<uint16_t> scale(codes.size() / kGroup, 0x2c00);
@@ -123,37 +142,52 @@ void time_packing(Encoding encoding, const char* name) {
   const std::vector<uint8_t> codes(static_cast<std::size_t>(n * k), 9);
   const std::vector<uint16_t> scale(codes.size() / kGroup, 0x2c00);
   const Timing timing = measure([&] { matrix.set_integer_rows(0, n, codes.data(), scale.data(), nullptr); });
-  report("pack", name, 1, static_cast<double>(n * k), timing);
+  report("pack", name, 1, static_cast<double>(n * k), static_cast<double>(n * k), timing);
 }
+
+void time_reading(const char* name, std::size_t size) {
+  Buffer block(size);
+  std::memset(block.as<void>(), 1, block.bytes());  // else all its pages would be one page of zeros
+  const std::span bytes(block.as<uint8_t>(), size);
+  const auto amount = static_cast<double>(size);
+  const int repeats = std::max(1, static_cast<int>(100e6 / amount));
+  const Timing timing = measure([&] {
+    for (int i = 0; i < repeats; ++i) sink = read_all(bytes);
+  });
+  report("read", name, 1, amount, 0, timing, repeats);
+}
+
+void time_machine(uint32_t features) {
+  const auto steps = static_cast<double>(kSteps);
+  if (features & kCpuAvx512Vnni)
+    report("peak", "avx512_vnni", 1, 0, 12 * 64 * steps, measure([] { sink = peak_avx512(); }));
+  if (features & kCpuAvx2) report("peak", "avx2", 1, 0, 12 * 32 * steps, measure([] { sink = peak_avx2(); }));
+  time_packing(Encoding::kInt4, "int4");
+  time_packing(Encoding::kInt8, "int8");
+}
+
+struct Case {
+  Encoding encoding;
+  const char* name;
+};
+constexpr Case kCases[] = {
+    {Encoding::kInt4, "int4"}, {Encoding::kInt8, "int8"}, {Encoding::kQ4K, "Q4_K"}, {Encoding::kQ6K, "Q6_K"}};
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  const std::vector<std::string> wanted(arguments + 1, arguments + count);
   const uint32_t features = cpu_info().features;
-  if (features & kCpuAvx512Vnni) {
-    report("peak", "avx512_vnni", 1, 12.0 * 128 * kSteps, measure([] { sink = peak_avx512(); }));
-  }
-  if (features & kCpuAvx2) report("peak", "avx2", 1, 12.0 * 64 * kSteps, measure([] { sink = peak_avx2(); }));
-  time_packing(Encoding::kInt4, "int4");
-  time_packing(Encoding::kInt8, "int8");
-  for (const Encoding encoding : {Encoding::kInt4, Encoding::kInt8}) {
-    for (const int64_t n : {encoding == Encoding::kInt4 ? 576 : 320, encoding == Encoding::kInt4 ? 76384 : 40448}) {
-      const PackedMatrix matrix = make_matrix(encoding, n, 1536);
-      if (features & kCpuAvx2) {
-        Buffer block(static_cast<std::size_t>(matrix.bytes()));
-        std::memset(block.as<void>(), 1, block.bytes());  // else all its pages would be one page of zeros
-        const std::span bytes(block.as<uint8_t>(), block.bytes());
-        const int repeats = std::max(1, static_cast<int>(100e6 / static_cast<double>(bytes.size())));
-        report("read", encoding == Encoding::kInt4 ? "int4" : "int8", 1, static_cast<double>(bytes.size()),
-               measure([&] {
-                 for (int i = 0; i < repeats; ++i) sink = read_all(bytes);
-               }),
-               repeats);
-      }
+  if (wanted.empty()) time_machine(features);
+  for (const auto& [encoding, name] : kCases) {
+    for (const int64_t n :
+         {512, 32768}) {  // a matrix that stays in the second cache, and one that must come from memory
+      const PackedMatrix matrix = make_matrix(encoding, n, 2048);
+      if (features & kCpuAvx2) time_reading(name, static_cast<std::size_t>(matrix.bytes()));
       for (const KernelSet& set : kernel_sets()) {
         if (!missing_for(set, cpu_info()).empty()) continue;
-        time_product(set, matrix, 1);
-        time_product(set, matrix, kTileRows);
+        if (wanted.empty() ? set.needs == 0 : std::ranges::find(wanted, set.name) == wanted.end()) continue;
+        for (const int rows : {1, 2, 4, kTileRows, 2 * kTileRows, kMostRows}) time_product(set, matrix, name, rows);
       }
     }
   }

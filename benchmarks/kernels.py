@@ -2,8 +2,8 @@
 
     python benchmarks/kernels.py        (needs cmake and a C++ compiler; builds the core in a temporary folder)
 
-A sweep with 1 row is decoding: it should move weights as fast as memory is read.  A sweep with 8 rows is a prompt: it
-should come near the dot-product peak.  Median and quartile distance of 15 repeats.
+A sweep with 1 row is decoding: it should move weights as fast as memory is read.  A sweep with 64 rows is a prompt: it
+should come near the dot-product peak; from 2 to 16 are batches.  Median and quartile distance of 15 repeats.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE_SHARE = {"int4": 8 / 9, "int8": 16 / 17}  # of the packed bytes; the rest is scales
-CODES_PER_BYTE = {"int4": 2, "int8": 1}
 PEAK = {"amx": "avx512_vnni", "avx512_vnni": "avx512_vnni", "avx2": "avx2"}
 
 
@@ -39,19 +37,19 @@ def build(folder: Path) -> Path:
 
 def table(measurements: list[list[str]]) -> str:
     """The measurements as Markdown: speed, and the share of the machine's limit that it reaches."""
-    peaks = {row[1]: float(row[3]) / float(row[4]) for row in measurements if row[0] == "peak"}
-    reads = {(row[1], row[3]): float(row[3]) / float(row[4]) for row in measurements if row[0] == "read"}
+    peaks = {row[1]: 2 * float(row[4]) / float(row[5]) for row in measurements if row[0] == "peak"}
+    reads = {(row[1], row[3]): float(row[3]) / float(row[5]) for row in measurements if row[0] == "read"}
     lines = [
         "| kernels | weights | MB | rows | GB/s | of read | GOP/s | of peak | spread |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, what, rows, size, seconds, spread in measurements:
+    for name, what, rows, size, weights, seconds, spread in measurements:
         if name in ("peak", "read"):
             continue
         amount, median = float(size), float(seconds)
         of_read = of_peak = products = ""
         if name != "pack":
-            speed = 2 * amount * CODE_SHARE[what] * CODES_PER_BYTE[what] * int(rows) / median
+            speed = 2 * float(weights) * int(rows) / median
             products = f"{speed / 1e9:.1f}"
             if (what, size) in reads:
                 of_read = f"{amount / median / reads[what, size]:.0%}"

@@ -30,6 +30,13 @@ inline void in_blocks(int rows, const Body& body) {
   }
 }
 
+// Calls body(Count<rows>{}, row) for blocks of kMost, a power of two, and then of smaller powers.
+template <int kMost, typename Body>
+inline void in_powers(int rows, const Body& body, int row = 0) {
+  for (; rows - row >= kMost; row += kMost) body(Count<kMost>{}, row);
+  if constexpr (kMost > 1) in_powers<kMost / 2>(rows, body, row);
+}
+
 inline QuantizedRows tile_at(const Gemm& g, int row) {
   const QuantizedRows& q = g.quantized;
   const int rows = g.rows - row < kTileRows ? g.rows - row : kTileRows;

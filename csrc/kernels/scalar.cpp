@@ -53,6 +53,28 @@ inline Bits add_shares(Bits sums, const Codes& values, const int8_t* shares) {
   return sums;
 }
 
+constexpr int kStagedRows = 2;  // so many rows of integer codes, and more, are multiplied from a stage
+
+struct DotRows {
+  using Sums = Bits;
+  struct Two {
+    Codes a, b;
+  };
+  static constexpr int32_t kCentre = 0;
+  static constexpr bool kSettles = false;
+  static int32_t start_word(int32_t offset) { return offset; }
+  static Sums start(int32_t word, const int32_t*) { return fill_bits(word); }
+  static Two two(const uint8_t* codes, const uint8_t*) { return {load_codes(codes), load_codes(codes + kLine)}; }
+  static Sums step(const Sums& sums, const Two& w, const int8_t* a, const int8_t* b) {
+    return Dot::step(Dot::step(sums, w.a, a), w.b, b);
+  }
+  static Bits finish(const Sums& sums) { return sums; }
+};
+using NibbleRows = DotRows;
+using SixBitRows = DotRows;
+using SmallByteRows = DotRows;
+using ByteRows = DotRows;
+
 }  // namespace
 
 #include "kernels/bodies.inl.h"

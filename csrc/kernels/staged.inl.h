@@ -3,87 +3,10 @@
 
 namespace {
 
-// Calls body(Count<rows>{}, row) for blocks of 8, 4, 2 and 1 rows.
-template <typename Body>
-inline void in_powers(int rows, const Body& body) {
-  int row = 0;
-  if constexpr (kIntegerRows == 8) {
-    for (; rows - row >= 8; row += 8) body(Count<8>{}, row);
-    if (rows - row >= 4) body(Count<4>{}, row), row += 4;
-    if (rows - row >= 2) body(Count<2>{}, row), row += 2;
-  }
-  for (; row < rows; ++row) body(Count<1>{}, row);
-}
-
 // The cheapest dot product of codes up to a largest.
 template <int kLargest>
 using ProductOf =
     std::conditional_t<kLargest <= 15, NibbleDot, std::conditional_t<kLargest <= 127, SmallByteDot, ByteDot>>;
-
-// What the products of a stage depend on, of an encoding.
-template <int kScaledInputs, bool kHasBias, typename Dot>
-struct StageShape {
-  using Product = Dot;
-  static constexpr int kScales = kGroup / kScaledInputs;  // of a group of 32
-  static constexpr int kSteps = kScaledInputs / 4;
-  static constexpr bool kBias = kHasBias;
-};
-
-// y[r] += the stage's inputs, groups of 32 from `group` on, for one part of the lanes.
-template <typename Shape, int kRows>
-inline void add_part(const Stage& stage, int32_t zero, int groups, const QuantizedRows& q, int64_t group, int first_row,
-                     int p, Part (&y)[kRows]) {
-  using Product = typename Shape::Product;
-  const int32_t offset = Product::kCentre - zero;
-  for (int g = 0; g < groups; ++g) {
-    const int64_t tile = (group + g) * q.rows + first_row;
-    const float* x_scale = q.scale + tile;
-    const int32_t* x_sums = q.sum + tile + (group + g) * q.rows;
-#pragma GCC unroll 2
-    for (int s = 0; s < Shape::kScales; ++s) {
-      const int at = g * Shape::kScales + s;
-      int32_t x_sum[kRows];
-      typename Product::Sums sums[kRows];
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        x_sum[r] = Shape::kScales == 1 ? x_sums[r] : s == 0 ? x_sums[q.rows + r] : x_sums[r] - x_sums[q.rows + r];
-        sums[r] = Product::start(offset * x_sum[r]);
-      }
-#pragma GCC unroll 8
-      for (int step = 0; step < Shape::kSteps; ++step) {
-        const auto w = load_codes(stage.codes[at * Shape::kSteps + step] + p * kPartLanes * 4);
-        const int8_t* x = q.codes + tile * kGroup + (s * Shape::kSteps + step) * 4;
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sums[r] = Product::step(sums[r], w, repeat_codes(x + r * kGroup));
-      }
-      const Part scale = load(stage.scale[at] + p * kPartLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        y[r] = fused(to_float(Product::finish(sums[r], offset * x_sum[r])), scale * fill(x_scale[r]), y[r]);
-      }
-      if constexpr (Shape::kBias) {
-        const Part bias = load(stage.bias[at] + p * kPartLanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) y[r] = fused(bias, fill(x_scale[r] * static_cast<float>(x_sum[r])), y[r]);
-      }
-    }
-  }
-}
-
-// y fp32 [rows][16] += the stage.
-template <typename Shape>
-void add_stage(const Stage& stage, int32_t zero, int groups, const QuantizedRows& q, int64_t group,
-               float (*y)[kLanes]) {
-  in_powers(q.rows, [&](auto count, int first_row) {
-    constexpr int kRows = decltype(count)::value;
-    for (int p = 0; p < kParts; ++p) {
-      Part sums[kRows];
-      for (int r = 0; r < kRows; ++r) sums[r] = load(y[first_row + r] + p * kPartLanes);
-      add_part<Shape>(stage, zero, groups, q, group, first_row, p, sums);
-      for (int r = 0; r < kRows; ++r) store(y[first_row + r] + p * kPartLanes, sums[r]);
-    }
-  });
-}
 
 inline void store_rows(const Gemm& g, int64_t panel, const float (*y)[kLanes]) {
   for (int r = 0; r < g.rows; ++r) {
@@ -91,8 +14,8 @@ inline void store_rows(const Gemm& g, int64_t panel, const float (*y)[kLanes]) {
   }
 }
 
-// How far ahead packed bytes are fetched, by several rows of activations and by one.
-constexpr int64_t kStagePrefetchBytes = 6144, kDotPrefetchBytes = 4096;
+// How far ahead packed bytes are fetched.
+constexpr int64_t kDotPrefetchBytes = 4096;
 
 // One row of activations: codes go into its dot products at once, the same in the same order as through a stage.
 template <typename E>
@@ -141,29 +64,11 @@ void dotted_panels(const Gemm& g) {
 }
 
 template <typename E>
-void staged_panels(const Gemm& g) {
+void block_panels(const Gemm& g) {
   if constexpr (!E::kByRow) {
     if (g.rows == 1) return dotted_panels<E>(g);
   }
-  using Shape = StageShape<E::kScaled, E::kBias, ProductOf<E::kLargest>>;
-  constexpr int kBlock = E::kBytes * kLanes;
-  Stage stage;
-  for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
-    const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
-    float y[kMostRows][kLanes];
-    __builtin_memset(y, 0, static_cast<std::size_t>(g.rows) * sizeof y[0]);
-    for (int64_t k = 0; k < g.w->k; k += kStageInputs) {
-      const int inputs = static_cast<int>(g.w->k - k < kStageInputs ? g.w->k - k : kStageInputs);
-      for (int at = 0; at < inputs; at += E::kInputs, block += kBlock) {
-        for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kStagePrefetchBytes + line);
-        unpack<E>(block, stage, at / kGroup);
-      }
-      for (int row = 0; row < g.rows; row += kTileRows) {
-        add_stage<Shape>(stage, E::kZero, inputs / kGroup, tile_at(g, row), k / kGroup, y + row);
-      }
-    }
-    store_rows(g, panel, y);
-  }
+  staged_blocks<E>(g);
 }
 
 // kTable4: the two bytes of a table's number are multiplied apart; |sum| <= 32 * 127 * 32768 < 2^31.
@@ -214,7 +119,7 @@ void table_panels(const Gemm& g) {
       }
       for (int row = 0; row < g.rows; row += kTileRows) {
         const QuantizedRows tile = tile_at(g, row);
-        in_powers(tile.rows, [&](auto count, int first_row) {
+        in_powers<kIntegerRows>(tile.rows, [&](auto count, int first_row) {
           add_table_group<decltype(count)::value>(high, low, halves(scale), g.w->table_scale, tile, group, first_row,
                                                   y + row);
         });
@@ -225,18 +130,30 @@ void table_panels(const Gemm& g) {
   }
 }
 
+// Whether several rows are multiplied from a stage, as NibbleRows allows it.
+template <bool kNibbles>
+inline bool stages(const Gemm& g) {
+  return g.rows >= kStagedRows && !g.w->cell.zeros && (!kNibbles || g.w->zero <= 8);
+}
+
+template <typename Dot, bool kNibbles>
+inline void integers(const Gemm& g) {
+  if (!stages<kNibbles>(g)) return each_tile(g, gemm_integers<Dot, kNibbles>);
+  return g.w->cell.bias ? staged_integers<kNibbles, true>(g) : staged_integers<kNibbles, false>(g);
+}
+
 }  // namespace
 
 void gemm(const Gemm& g) {
   switch (g.w->encoding) {
-    case Encoding::kInt4: return each_tile(g, gemm_integers<NibbleDot, true>);
-    case Encoding::kInt8: return each_tile(g, gemm_integers<ByteDot, false>);
+    case Encoding::kInt4: return integers<NibbleDot, true>(g);
+    case Encoding::kInt8: return integers<ByteDot, false>(g);
     case Encoding::kF16: return each_tile(g, float_panels<HalfBits>);
     case Encoding::kBF16: return each_tile(g, float_panels<BFloatBits>);
     case Encoding::kF32: return each_tile(g, float_panels<float>);
     case Encoding::kTable4: return table_panels(g);
 #define CPUINFER_STAGED(encoding, Unpacked, name) \
-  case Encoding::encoding: return staged_panels<Unpacked>(g);
+  case Encoding::encoding: return block_panels<Unpacked>(g);
       CPUINFER_BLOCK_ENCODINGS(CPUINFER_STAGED)
 #undef CPUINFER_STAGED
   }

@@ -11,8 +11,9 @@ namespace {
 
 constexpr int kPartLanes = 8;
 constexpr int kParts = kLanes / kPartLanes;
-constexpr int kIntegerRows = kTileRows;  // the integer sums stay in registers, the float sums on the stack
-constexpr int kFloatRows = 4;            // with two parts each, 8 of the 16 registers accumulate
+constexpr int kIntegerRows = kTileRows;           // the integer sums stay in registers, the float sums on the stack
+constexpr int kFloatRows = 4;                     // with two parts each, 8 of the 16 registers accumulate
+constexpr int kStageRows = 2, kColumns = kParts;  // of a stage at once: 4 integer sums and 4 of floats
 
 using Part = __m256;
 using Bits = __m256i;

@@ -21,6 +21,7 @@ constexpr int kPartLanes = 16;
 constexpr int kParts = kLanes / kPartLanes;
 constexpr int kIntegerRows = kTileRows;
 constexpr int kFloatRows = kTileRows;
+constexpr int kStageRows = 4, kColumns = 2;  // of a stage at once: 8 integer sums and 8 of floats
 
 using Part = __m512;
 using Bits = __m512i;

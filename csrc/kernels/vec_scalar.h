@@ -17,6 +17,7 @@ constexpr int kPartLanes = kLanes;
 constexpr int kParts = kLanes / kPartLanes;
 constexpr int kIntegerRows = 1;  // no registers to fill: one row at a time
 constexpr int kFloatRows = 1;
+constexpr int kStageRows = 1, kColumns = kParts;
 
 struct Part {
   float lane[kLanes];

@@ -19,26 +19,32 @@ namespace body {  // the shared body on portable vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 const int64_t kSizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 576};
-const int kRowCounts[] = {1, 2, 3, 7, 8};
+const int kRowCounts[] = {1, 2, 3, 7, 8, 13};
 
 std::string describe(const KernelSet& set, const char* what, int64_t n, int64_t k, int rows) {
   return std::string(set.name) + " " + what + " n=" + std::to_string(n) + " k=" + std::to_string(k) +
          " rows=" + std::to_string(rows);
 }
 
-// Quantised rows whose three arrays end at guard pages.
+// Tiles of quantised rows whose three arrays end at guard pages.
 struct Activations {
   Guarded<int8_t> codes;
   Guarded<float> scale;
   Guarded<int32_t> sum;
-  QuantizedRows rows;
-  Activations(int count, int64_t k)
+  QuantizedRows first;
+  Activations(const KernelSet& set, const float* x, int count, int64_t k)
       : codes(static_cast<std::size_t>(count * k)),
         scale(static_cast<std::size_t>(count * k / kGroup)),
         sum(scale.size() * 2),
-        rows{count, codes.data(), scale.data(), sum.data()} {
+        first{std::min(count, kTileRows), codes.data(), scale.data(), sum.data()} {
     std::fill(codes.begin(), codes.end(), int8_t{77});
     std::fill(scale.begin(), scale.end(), poison());
+    for (int row = 0; row < count; row += kTileRows) {
+      const int64_t at = row * k;
+      set.quantize(
+          x + at, k, k,
+          {std::min(kTileRows, count - row), codes.data() + at, scale.data() + at / kGroup, sum.data() + at / kHalf});
+    }
   }
 };
 
@@ -115,18 +121,16 @@ void compare_products(Encoding encoding, int64_t n, int64_t k, int rows, const P
   const GuardedWeights weights(matrix);
   const std::size_t padded = GuardedWeights::padded(matrix);
   const Guarded<float> x(activations(rows, k));
-  Activations expected(rows, k);
-  scalar_set().quantize(x.data(), k, k, expected.rows);
-  const std::vector<float> y = product(scalar_set(), weights.view, expected.rows, nullptr, rows);
+  Activations expected(scalar_set(), x.data(), rows, k);
+  const std::vector<float> y = product(scalar_set(), weights.view, expected.first, nullptr, rows);
   if (rows > 3) CHECK(std::isnan(y[static_cast<std::size_t>(3 * padded)]));
   for (const KernelSet& set : sets_under_test()) {
     const std::string what = describe(set, encoding_name(encoding), n, k, rows);
-    Activations got(rows, k);
-    set.quantize(x.data(), k, k, got.rows);
+    Activations got(set, x.data(), rows, k);
     CHECK(std::equal(got.codes.begin(), got.codes.end(), expected.codes.begin()));
     CHECK(std::equal(got.sum.begin(), got.sum.end(), expected.sum.begin()));
     check_same(got.scale.data(), expected.scale.data(), got.scale.size(), what + " scale");
-    check_same(product(set, weights.view, got.rows, nullptr, rows).data(), y.data(), y.size(), what);
+    check_same(product(set, weights.view, got.first, nullptr, rows).data(), y.data(), y.size(), what);
   }
 }
 
@@ -137,6 +141,7 @@ TEST("quantised rows and integer products of every set have the bits of scalar")
       for (const int rows : kRowCounts) {
         compare_products(Encoding::kInt4, n, groups * kGroup, rows, {.zero = 8});
         compare_products(Encoding::kInt4, n, groups * kGroup, rows, {.has_bias = true});
+        if (groups < 4) compare_products(Encoding::kInt4, n, groups * kGroup, rows, {.zero = 15});
         compare_products(Encoding::kInt8, n, groups * kGroup, rows, {.zero = 128});
         compare_products(Encoding::kInt8, n, groups * kGroup, rows, {.zero = 3, .has_bias = true});
       }
@@ -176,23 +181,23 @@ TEST("products of every block encoding have the bits of scalar") {
   }
 }
 
-TEST("every number of rows from 1 to 8 gives each row the same bits") {
-  const int64_t n = 33, k = 256;
+TEST("every number of rows up to two tiles, and the most, give each row the same bits") {
+  const int64_t n = 33;
   for (const Encoding encoding :
-       {Encoding::kInt4, Encoding::kTable4, Encoding::kQ4K, Encoding::kQ6K, Encoding::kIq4Nl}) {
+       {Encoding::kInt4, Encoding::kInt8, Encoding::kTable4, Encoding::kQ4K, Encoding::kQ6K, Encoding::kIq4Nl}) {
     PackOptions options;
     if (encoding == Encoding::kTable4) options.table = some_table();
-    PackedMatrix matrix(encoding, n, k, options);
+    PackedMatrix matrix(encoding, n, block_layout(encoding) ? 512 : 288, options);
+    const int64_t k = matrix.view().k;
     block_layout(encoding) ? fill_blocks(matrix) : fill_integers(matrix);
-    const std::vector<float> x = activations(kTileRows, k);
+    const std::vector<float> x = activations(kMostRows, k);
     for (const KernelSet& set : kernel_sets()) {
       if (!missing_for(set, cpu_info()).empty()) continue;
       std::vector<float> all;
-      for (int rows = kTileRows; rows >= 1; --rows) {
-        Activations q(rows, k);
-        set.quantize(x.data(), k, k, q.rows);
-        const std::vector<float> y = product(set, matrix.view(), q.rows, nullptr, rows);
-        if (rows == kTileRows) all = y;
+      for (int rows = kMostRows; rows >= 1; rows = rows == kMostRows ? 2 * kTileRows : rows - 1) {
+        const Activations q(set, x.data(), rows, k);
+        const std::vector<float> y = product(set, matrix.view(), q.first, nullptr, rows);
+        if (rows == kMostRows) all = y;
         check_same(y.data(), all.data(), y.size(), describe(set, encoding_name(encoding), n, k, rows));
       }
     }
