@@ -119,8 +119,9 @@ void time_product(const KernelSet& set, const PackedMatrix& matrix, const char* 
 }
 
 PackedMatrix make_matrix(Encoding encoding, int64_t n, int64_t k) {
-  PackedMatrix matrix(encoding, n, k, {.zero = encoding == Encoding::kInt4 ? 8 : 128});
-  if (block_layout(encoding)) {  // all fp16 scales are 0x2c2c, which is no subnormal number
+  const bool integers = block_layout(encoding) == nullptr;
+  PackedMatrix matrix(encoding, n, k, {.zero = !integers ? 0 : encoding == Encoding::kInt4 ? 8 : 128});
+  if (!integers) {  // all fp16 scales are 0x2c2c, which is no subnormal number
     const std::vector<uint8_t> blocks(static_cast<std::size_t>(kLanes * matrix.row_bytes()), 0x2c);
     for (int64_t row = 0; row < n; row += kLanes) {
       matrix.set_block_rows(row, std::min<int64_t>(kLanes, n - row), blocks.data());

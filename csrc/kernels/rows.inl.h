@@ -4,9 +4,11 @@
 // What bounds them, for a row, a part of a panel and a group of 32 (512 bits: 1,024 operations; 256 bits: 512):
 //   AVX-512 VNNI: 8 dot products, conversion, product of the scales, fma: 11 on 2 ports, so 5.5 cycles, at most 73 % of
 //     the peak of dot products alone.  Two panels at once share the 8 + 2 loads that repeat an activation's four codes,
-//     its start and its scale; with weights (8 / 8), y and its scale 6.5 loads a part, on 2 ports.  A bias is one more.
-//   AVX2: 8 products and 8 sums of 16 bits, one widening, and the same three: 20 on 3 ports, 6.7 cycles.
-// Sums stay in registers (16 of 32, or 8 of 16), y in memory: read and written once a group, it costs no arithmetic.
+//     its start and its scale, four rows the 8 of weights: 7 loads a part, on 2 ports.  A bias is one fma more, scales
+//     for 16 are three operations more.
+//   AVX2: 8 products and 8 sums of 16 bits, one widening, and the same three: 20 on 3 ports, 6.7 cycles; 9 loads.
+// Integer sums and results are 16 of 32 registers, or 8 of 16: results in memory cost no port that is busy, but their
+// stores held up loads of other addresses.
 
 namespace {
 
