@@ -18,11 +18,11 @@ BATCHES = tuple(Task(8, 16, sequences) for sequences in (1, 2, 4, 8, 16))
 STEPS = Task(8, 24)
 """Decoding alone."""
 THREADS = (Task(128, 0), STEPS)
-LEVELS = ("smollm2-135m", "llama-1b:Q4_0", "llama-1b:Q4_K_M")
+LEVELS = ("smollm2-135m", "llama-1b:Q4_0")
 """The models on which instruction sets are compared."""
 SWEPT = ("smollm2-135m", "llama-1b:Q4_0")
 LARGE = 2_000_000_000
-"""Bytes of a model from which on one repeat a process is enough: it takes long."""
+"""Bytes of a model from which on one repeat a process is enough, whatever is asked for: it takes long."""
 
 
 @dataclass(frozen=True, slots=True)

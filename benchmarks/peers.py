@@ -1,6 +1,6 @@
 """Measures cpuinfer beside other runtimes on the same files, in turn, and writes a report with tables and plots.
 
-    python benchmarks/peers.py --peers FOLDER --out results/NAME          (all; about 15 minutes on two cores)
+    python benchmarks/peers.py --peers FOLDER --out results/NAME          (all; about 20 minutes on two cores)
     python benchmarks/peers.py smollm2-135m llama-1b:Q4_0 model.gguf --only table,busy --out results/NAME
 
 A model is a path, the built-in name, or a shape and encoding of `benchmarks/shapes.py`; files are made once, in
@@ -113,7 +113,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=machine.default_threads().threads)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--models", dest="folder", type=Path, default=Path("shapes"), help="where their files are")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the report")
     args = parser.parse_args()
