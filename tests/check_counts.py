@@ -3,9 +3,10 @@
     python tests/check_counts.py BUILD_FOLDER [--record]
 
 Callgrind runs `counted_steps` twice, with few and with more steps; the difference is what the steps between cost, the
-same on any machine, for files compiled by the same compiler: with another one nothing is checked.  Memory is what misses
-a simulated cache of 1 MiB, smaller than the weights: each step should fetch them once.  `--record` writes what is found
-to `counts.json`, after a change that means it.  Valgrind 3.19 knows no AVX-512, so AVX2 and portable code stand for all.
+same on any machine, for files compiled by the same compiler: with another one nothing is checked.  Memory is what
+misses a simulated cache of 1 MiB, smaller than the weights: each step should fetch them once.  `--record` writes what
+is found to `counts.json`, after a change that means it.  Valgrind 3.19 knows no AVX-512, so AVX2 and portable code
+stand for all.
 """
 
 from __future__ import annotations

@@ -43,10 +43,11 @@ def kept_off(x: Array, cache: str) -> Array:
     return beyond + step / 2 * (1 + 8 * UNIT) + HALF * (np.abs(x) + step) + 2.0**-25 * MOST[cache]
 
 
-def attention_bound(op: Attention, values: dict[Value, Array], cache: str = "f16") -> Array:
+def attention_bound(op: Attention, values: dict[Value, Array], cache: str = "f16", *, rounded: float = 0.0) -> Array:
     """Scores are sums of head_dim products in fp32; a change d of all scores changes each softmax weight by a factor
     within exp(2 d).  With codes the query is off by half a step of its group, and weights times the values' scales by
-    half a step of those of a page."""
+    half a step of those of a page.  `rounded`: how far, relatively, queries, keys, values and weights are rounded
+    besides, as tile units do."""
     n = len(values[op.q])
     q = values[op.q].reshape(n, op.heads, -1)
     k = np.repeat(values[op.k].reshape(n, op.kv_heads, -1), op.heads // op.kv_heads, axis=1)
@@ -62,14 +63,16 @@ def attention_bound(op: Attention, values: dict[Value, Array], cache: str = "f16
     k_off = kept_off(k, cache) + fine * np.abs(k).max(axis=-1, keepdims=True)
     q_off = np.zeros_like(q) if cache == "f16" else group_steps(q, 127) / 2 * (1 + 8 * UNIT)
     q_off += fine * np.abs(q).max(axis=-1, keepdims=True)
+    q_off += rounded * (np.abs(q) + q_off)
+    k_off += rounded * (np.abs(k) + k_off)
     size = np.einsum("qhd,khd->hqk", np.abs(q) + q_off, np.abs(k) + k_off)
     off = np.einsum("qhd,khd->hqk", np.abs(q) + q_off, k_off) + np.einsum("qhd,khd->hqk", q_off, np.abs(k))
     seen = np.tri(n, dtype=bool)
     score_off = np.where(seen, (off + size * relative * 2) * op.scale, 0).max(axis=-1)  # [heads, queries]
-    factor = np.expm1(2 * score_off + (n + 16) * UNIT * 2).T[:, :, None]
+    factor = np.expm1(np.minimum(2 * score_off + (n + 16) * UNIT * 2, 700)).T[:, :, None]
     largest = np.maximum.accumulate(np.abs(v), axis=0)
     bound = factor * largest + np.maximum.accumulate(kept_off(v, cache), axis=0) * (1 + factor)
-    bound += (n + 4) * UNIT * largest
+    bound += ((n + 4) * UNIT + 2.01 * rounded * (1 + factor)) * largest
     if cache != "f16":
         scores = np.where(seen, np.einsum("qhd,khd->hqk", q, k) * op.scale, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -16,7 +16,8 @@ enum CpuFeature : uint32_t {
   kCpuAmxBf16 = 1u << 5,  // tiles and bf16 products, with permission granted to this process
 };
 
-inline constexpr CpuFeature kCpuFeatures[] = {kCpuAvx2, kCpuAvxVnni, kCpuAvx512, kCpuAvx512Vnni, kCpuAvx512Bf16, kCpuAmxBf16};
+inline constexpr CpuFeature kCpuFeatures[] = {kCpuAvx2,       kCpuAvxVnni,    kCpuAvx512,
+                                              kCpuAvx512Vnni, kCpuAvx512Bf16, kCpuAmxBf16};
 
 struct CpuInfo {
   uint32_t features = 0;  // usable: the processor has it and the operating system saves its registers

@@ -13,7 +13,7 @@ namespace cpuinfer::amx {
 
 namespace {
 
-constexpr int kLineHalves = 32;             // bf16 numbers of a tile's row
+constexpr int kLineHalves = 32;               // bf16 numbers of a tile's row
 constexpr int64_t kTilePrefetchBytes = 4096;  // how far ahead packed weights are fetched
 
 inline int64_t round_up_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }

@@ -3,6 +3,9 @@
 
 namespace {
 
+// Long panels that one row is multiplied by at once; results of twice as many would not stay in registers.
+constexpr int kSideBySide = kPanelsAtOnce / kParts;
+
 // How far ahead a sweep of several rows fetches codes: it loads too rarely for the processor to run ahead by itself.
 constexpr int64_t kPrefetchBytes = 2048;
 
@@ -141,8 +144,63 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   store_panel(g, panel, first_row, y);
 }
 
+// One row, kPanels panels side by side: so many runs of bytes at once are fetched ahead faster than one.
+template <typename Dot, bool kNibbles, bool kGrouped, int kPanels>
+void integer_row(const Gemm& g, int64_t panel) {
+  constexpr int kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
+  const Cell& cell = g.w->cell;
+  const bool zeros = kGrouped && cell.zeros;
+  const int32_t offset = Dot::kCentre - (zeros ? 0 : g.w->zero);
+  const int64_t groups = g.w->k / kGroup, shared = kGrouped ? g.w->group / kGroup : 1;
+  const uint8_t* first = g.w->codes + panel * g.w->panel_bytes;
+  Part y[kPanels][kParts];
+  for (auto& one : y) {
+    for (Part& part : one) part = fill(0.0f);
+  }
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t in_cell = kGrouped ? group % shared : 0;
+    const uint8_t* at = first + (kGrouped ? group / shared : group) * cell.bytes;
+    const int8_t* x = g.quantized.codes + group * kGroup;
+    const float x_scale = g.quantized.scale[group];
+    const int32_t x_sum = g.quantized.sum[group * 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanels; ++i, at += g.w->panel_bytes) {
+      const uint8_t* scale = at + cell.codes;
+#pragma GCC unroll 2
+      for (int p = 0; p < kParts; ++p) {
+        typename Dot::Sums sums[1] = {Dot::start(offset * x_sum)};
+        dot_group<Dot, kNibbles, 1>(at + in_cell * kGroupBytes + p * kPartLanes * 4, x, sums);
+        Bits dot = Dot::finish(sums[0], offset * x_sum);
+        if (zeros) dot = minus(dot, times(widen_bytes(at + cell.zeros + p * kPartLanes), fill_bits(x_sum)));
+        y[i][p] = fused(to_float(dot), load_half(halves(scale) + p * kPartLanes) * fill(x_scale), y[i][p]);
+        if (cell.bias) {
+          const Part bias = load_half(halves(at + cell.bias) + p * kPartLanes);
+          y[i][p] = fused(bias, fill(x_scale * static_cast<float>(x_sum)), y[i][p]);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < kPanels; ++i) {
+    float* out = g.y + (panel + i - g.panel_begin) * kLanes;
+    for (int p = 0; p < kParts; ++p) store(out + p * kPartLanes, y[i][p]);
+  }
+}
+
+// Calls body(Count<panels>{}, panel) for runs of kSideBySide panels, then of fewer.
+template <typename Body>
+inline void side_by_side(const Gemm& g, const Body& body) {
+  int64_t panel = g.panel_begin;
+  for (; g.panel_end - panel >= kSideBySide; panel += kSideBySide) body(Count<kSideBySide>{}, panel);
+  for (; g.panel_end - panel >= 2; panel += 2) body(Count<2>{}, panel);
+  if (panel < g.panel_end) body(Count<1>{}, panel);
+}
+
 template <typename Dot, bool kNibbles, bool kGrouped>
 void integer_panels(const Gemm& g) {
+  if (g.rows == 1 && g.w->panel_bytes >= kLongPanel) {
+    return side_by_side(
+        g, [&](auto count, int64_t panel) { integer_row<Dot, kNibbles, kGrouped, decltype(count)::value>(g, panel); });
+  }
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     in_blocks<kIntegerRows>(g.rows, [&](auto rows, int first_row) {
       integer_panel<Dot, kNibbles, kGrouped, decltype(rows)::value>(g, panel, first_row);

@@ -11,17 +11,22 @@
 
 namespace cpuinfer {
 
-constexpr int kLanes = 16;       // weight rows in a panel; floats in a virtual vector
-constexpr int kGroup = 32;       // inputs that share an activation scale; weights share theirs by a multiple or a part
-constexpr int kHalf = 16;        // inputs that share a sum of activations, and a scale in some block encodings
-constexpr int kTileRows = 8;     // activation rows handled by one sweep over a weight panel
-constexpr int kMostRows = 64;    // activation rows of a product: tiles that use a panel while it is in the caches
-constexpr int kPageTokens = 32;  // tokens in a page of the key-value cache
-constexpr int kSegment = 512;    // positions whose attention is one partial result; whole pages
-constexpr int kTileBlock = 32;   // activation rows of tile units: two tiles of 16, or a page of a prompt
-constexpr int kTileInputs = 512;     // inputs of a weight panel that are unpacked at once for tile units
+constexpr int kLanes = 16;        // weight rows in a panel; floats in a virtual vector
+constexpr int kGroup = 32;        // inputs that share an activation scale; weights share theirs by a multiple or a part
+constexpr int kHalf = 16;         // inputs that share a sum of activations, and a scale in some block encodings
+constexpr int kTileRows = 8;      // activation rows handled by one sweep over a weight panel
+constexpr int kMostRows = 64;     // activation rows of a product: tiles that use a panel while it is in the caches
+constexpr int kPageTokens = 32;   // tokens in a page of the key-value cache
+constexpr int kSegment = 512;     // positions whose attention is one partial result; whole pages
+constexpr int kTileBlock = 32;    // activation rows of tile units: two tiles of 16, or a page of a prompt
+constexpr int kTileInputs = 512;  // inputs of a weight panel that are unpacked at once for tile units
 constexpr int kTilePositions = 256;  // positions whose keys and values are
 constexpr int kTileQueries = 128, kTileHeads = 8;
+
+// Panels of so many bytes are multiplied by one row a few at a time: processors fetch ahead along several long runs
+// faster than along one.
+constexpr int64_t kLongPanel = 8192;
+constexpr int64_t kPanelsAtOnce = 8;
 
 // kQ5_0 and those after it are GGUF's block encodings, as blocks.h lays them out.
 enum class Encoding : uint8_t {
@@ -105,8 +110,8 @@ struct Gemm {
 // Whether tile units may take weights: fp32 ones are kept in full.
 constexpr bool fits_tiles(Encoding encoding) { return encoding != Encoding::kF32; }
 
-// The same product by tile units, of which no bit is promised: rows and weights are rounded to bf16 first, at most one part
-// in 2^9 each, and summed in fp32 in an order of the units' own, the same for a row whatever else is computed.
+// The same product by tile units, of which no bit is promised: rows and weights are rounded to bf16 first, at most one
+// part in 2^9 each, and summed in fp32 in an order of the units' own, the same for a row whatever else is computed.
 struct TileProduct {
   const Weights* w;
   int64_t panel_begin, panel_end;
@@ -211,13 +216,13 @@ struct MergeParts {
 // keys, values and weights rounded to bf16.  Positions are taken kTilePositions at a time, at multiples of it, so that
 // a row's result depends on nothing but what it sees.
 struct TileAttend {
-  int64_t rows;  // queries, a multiple of kTileBlock, at most kTileQueries; at `position` and those after it
-  int64_t position;        // a multiple of kPageTokens
-  int64_t heads;           // at most kTileHeads
-  const float* q;          // fp32 [rows][stride], each with heads * head_dim numbers
-  float* out;              // fp32 [rows][out_stride], the same
+  int64_t rows;      // queries, a multiple of kTileBlock, at most kTileQueries; at `position` and those after it
+  int64_t position;  // a multiple of kPageTokens
+  int64_t heads;     // at most kTileHeads
+  const float* q;    // fp32 [rows][stride], each with heads * head_dim numbers
+  float* out;        // fp32 [rows][out_stride], the same
   int64_t stride, out_stride;
-  int64_t window;          // positions a query sees, with its own; 0: all
+  int64_t window;  // positions a query sees, with its own; 0: all
   const uint8_t* const* pages;
   CacheType cache;
   HeadPlace place;
@@ -228,15 +233,15 @@ struct TileAttend {
   void* room;          // tile_room(head_dim) bytes, aligned to 64
 };
 
-// Bytes: keys and values of kTilePositions, queries and sums of kTileQueries rows and kTileHeads heads, one block's scores
-// and weights.
+// Bytes: keys and values of kTilePositions, queries and sums of kTileQueries rows and kTileHeads heads, one block's
+// scores and weights.
 constexpr int64_t tile_room(int64_t head_dim) {
   const int64_t k = (head_dim + 31) / 32 * 32, d = (head_dim + 15) / 16 * 16, queries = kTileQueries * kTileHeads;
   return kTilePositions * (k + d) * 2 + queries * (k * 2 + d * 4 + 2 * 4) + kTileBlock * kTilePositions * (4 + 2);
 }
 
-// What tile units add to a kernel set.  Results are deterministic, and a row's do not depend on the other rows, but they
-// are not those of the other kernels.
+// What tile units add to a kernel set.  Results are deterministic, and a row's do not depend on the other rows, but
+// they are not those of the other kernels.
 struct TileKernels {
   // A row x fp32 [k] as row `row` of `rows` of TileProduct::x.
   void (*to_tiles)(const float* x, int64_t k, int64_t rows, int64_t row, uint16_t* tiles);

@@ -1,6 +1,6 @@
-// Pages of keys and values as tile units take them, in bf16: keys as [2 halves of the page][groups of 32 dimensions] tiles
-// [16 pairs of dimensions][16 positions][2], values as a tile of each 16 dimensions, [16 pairs of positions][16][2].
-// Included inside the set's namespace, after tile_unpack.inl.h and spread.inl.h.
+// Pages of keys and values as tile units take them, in bf16: keys as [2 halves of the page][groups of 32 dimensions]
+// tiles [16 pairs of dimensions][16 positions][2], values as a tile of each 16 dimensions, [16 pairs of
+// positions][16][2]. Included inside the set's namespace, after tile_unpack.inl.h and spread.inl.h.
 
 namespace {
 
@@ -29,9 +29,7 @@ inline void unpack_half_values(const uint16_t* v, int64_t dims, uint16_t* tiles)
 }
 
 // 0, 1, ... 15 less the zero point of nibbles.
-inline Part nibble_numbers() {
-  return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-}
+inline Part nibble_numbers() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
 
 // Keys in codes, [groups][steps][32 positions][4], with scales [groups][32 positions].
 template <bool kNibbles>
@@ -53,7 +51,8 @@ inline void unpack_code_keys(const uint8_t* k, const uint16_t* scales, int64_t g
   }
 }
 
-// Values in codes, [8 fours of positions][dimensions][4]: signed bytes, or nibbles of the two halves of a group; scales [groups][32].
+// Values in codes, [8 fours of positions][dimensions][4]: signed bytes, or nibbles of the two halves of a group; scales
+// [groups][32].
 template <bool kNibbles>
 inline void unpack_code_values(const uint8_t* v, const uint16_t* scales, int64_t head_dim, uint16_t* tiles) {
   const int64_t padded = round_up_to_groups(head_dim), row = padded * (kNibbles ? 2 : 4);  // bytes of four positions

@@ -3,21 +3,11 @@
 
 namespace {
 
-// What comes next, to the second cache, some lines at each step: from the cache behind it, it would be waited for.
-struct Ahead {
-  const uint16_t *at, *end;
-  void step() {
-    if (at >= end) return;
-#pragma GCC unroll 4
-    for (int line = 0; line < 4; ++line) __builtin_prefetch(at + line * kLineHalves, 0, 2);
-    at += 4 * kLineHalves;
-  }
-};
-
-// y [32][16 kPanels] (+)= x [steps][32][32] times tiles [kPanels][steps], the second panel's `panel` numbers further on.
+// y [32][16 kPanels] (+)= x [steps][32][32] times tiles [kPanels][steps], the second panel's `panel` numbers further
+// on.
 template <int kPanels>
 inline void multiply_block(const uint16_t* x, const uint16_t* w, int64_t panel, int64_t steps, bool first, float* y,
-                           int64_t ldy, Ahead& ahead) {
+                           int64_t ldy) {
   const int64_t stride = ldy * int64_t{sizeof(float)};
   float* lower = y + 16 * ldy;
   if (first) {
@@ -34,7 +24,6 @@ inline void multiply_block(const uint16_t* x, const uint16_t* w, int64_t panel, 
     }
   }
   for (int64_t s = 0; s < steps; ++s, x += kTileBlock * kLineHalves, w += kTileHalves) {
-    ahead.step();
     load_tile<6>(w, 64);
     load_tile<4>(x, 64);
     multiply_tile<0, 4, 6>();
@@ -78,9 +67,6 @@ void multiply_tiles(const TileProduct& g) {
   const int64_t inputs = round_up_to_groups(g.w->k);
   for (int64_t begin = 0; begin < inputs; begin += kTileInputs) {
     const int64_t end = inputs - begin < kTileInputs ? inputs : begin + kTileInputs, steps = (end - begin) / kGroup;
-    // The next inputs, or, for the next item, the first ones again.
-    const int64_t next = end == inputs ? 0 : end, count = inputs - next < kTileInputs ? inputs - next : kTileInputs;
-    Ahead ahead{g.x + next * g.rows, g.x + (next + count) * g.rows};
     for (int64_t panel = g.panel_begin; panel < g.panel_end; panel += 2) {
       const bool two = panel + 1 < g.panel_end;
       unpack_tiles(*g.w, panel, begin, end, tiles);
@@ -89,9 +75,9 @@ void multiply_tiles(const TileProduct& g) {
         const uint16_t* x = g.x + begin * g.rows + row * (end - begin);
         float* y = g.y + row * g.ldy + (panel - g.panel_begin) * kLanes;
         if (two) {
-          multiply_block<2>(x, tiles, kTileInputs * kLanes, steps, begin == 0, y, g.ldy, ahead);
+          multiply_block<2>(x, tiles, kTileInputs * kLanes, steps, begin == 0, y, g.ldy);
         } else {
-          multiply_block<1>(x, tiles, 0, steps, begin == 0, y, g.ldy, ahead);
+          multiply_block<1>(x, tiles, 0, steps, begin == 0, y, g.ldy);
         }
       }
     }

@@ -197,13 +197,15 @@ void Plan::run_glu(const Op& op, int worker) noexcept {
   each_piece(op, reading, step_.rows - reading.first, worker, [&](const Piece& piece, const Input& in) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
     const int64_t first = piece.begin * kLanes;
-    // Few rows: panel by panel, as they lie in memory.  Many: what is read once lies in the cache.
-    const int64_t count = piece.row_end - piece.row, run = count > kTileRows ? piece.end - piece.begin : 1;
+    // Few rows: panel by panel, as they lie in memory, or so many as are read at once.  Many: what is read once lies in
+    // the cache.
+    const int64_t count = piece.row_end - piece.row, all = piece.end - piece.begin;
+    const int64_t run = count > kTileRows ? all : op.weights[0]->panel_bytes() >= kLongPanel ? kPanelsAtOnce : 1;
     float* y = row_of(op.outputs[0], reading.first + piece.row) + first;
     for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
-      const int64_t at = (panel - piece.begin) * kLanes;
-      multiply(*op.weights[0], panel, panel + run, in, piece.row, count, gate + at, kStride);
-      multiply(*op.weights[1], panel, panel + run, in, piece.row, count, y + at, ldy);
+      const int64_t end = std::min(panel + run, piece.end), at = (panel - piece.begin) * kLanes;
+      multiply(*op.weights[0], panel, end, in, piece.row, count, gate + at, kStride);
+      multiply(*op.weights[1], panel, end, in, piece.row, count, y + at, ldy);
     }
     for (int64_t r = 0; r < count; ++r) finish_glu(op, first, lanes, gate + r * kStride, y + r * ldy);
   });

@@ -107,10 +107,11 @@ class Plan {
     int32_t* starts;    // of each tile in that order, and the end of the last
   };
   static constexpr int64_t kPanelsPerItem = 8;
-  static constexpr int64_t kItemBytes = 128 << 10;  // of weights: for one row some microseconds
+  static constexpr int64_t kItemBytes = 256 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
   static constexpr int64_t kTilePanels = 16;  // of an item on tile units: with all rows, half of the second cache
-  static constexpr int64_t kTileStride = (kTilePanels + 1) * kLanes;  // no power of two, so that rows share no cache set
+  static constexpr int64_t kTileStride =
+      (kTilePanels + 1) * kLanes;             // no power of two, so that rows share no cache set
   static constexpr int64_t kSharedItems = 2;  // for each worker: with fewer heads to attend, segments are items
   static constexpr std::size_t kPhases = 5;   // of an op, at most
 
@@ -225,10 +226,10 @@ class Plan {
   std::vector<RowBlock> blocks_;
   int64_t tiled_blocks_ = 0;            // of them the first
   std::vector<RowBlock> tile_queries_;  // tiled rows by kTileQueries
-  int64_t head_chunk_ = 1;  // query heads that share a tile
-  int64_t parts_ = 0;       // of segments: fp32 [blocks][rows of a block][heads][segments of the context]
-  int64_t segments_ = 0;    // items of each head of each block, where workers share out segments; else 0
-  bool brief_ = false;      // one query a sequence, and few positions: one phase is faster than two evenly shared
+  int64_t head_chunk_ = 1;              // query heads that share a tile
+  int64_t parts_ = 0;                   // of segments: fp32 [blocks][rows of a block][heads][segments of the context]
+  int64_t segments_ = 0;                // items of each head of each block, where workers share out segments; else 0
+  bool brief_ = false;  // one query a sequence, and few positions: one phase is faster than two evenly shared
 };
 
 }  // namespace cpuinfer

@@ -45,9 +45,8 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(
-          *program_, kernels, team_,
-          {options.batch, options.context, options.cache, options.keep_values, options.profile, options.tiles}),
+      plan_(*program_, kernels, team_,
+            {options.batch, options.context, options.cache, options.keep_values, options.profile, options.tiles}),
       cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
@@ -265,14 +264,8 @@ std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*int
   Watch watch{&cancel_, interrupted, std::chrono::steady_clock::now() + kInterruptInterval};
   int64_t tiled = 0;
   for (const Run& run : runs_) tiled += run.tiled ? run.rows : 0;
-  const Step step{static_cast<int64_t>(tokens_.size()),
-                  tiled,
-                  tokens_.data(),
-                  positions_.data(),
-                  runs_.data(),
-                  static_cast<int64_t>(runs_.size()),
-                  &Watch::ask,
-                  &watch};
+  const Step step{static_cast<int64_t>(tokens_.size()), tiled,       tokens_.data(), positions_.data(), runs_.data(),
+                  static_cast<int64_t>(runs_.size()),   &Watch::ask, &watch};
   cancel_.store(false);
   stepping_.store(true);
   try {

@@ -60,9 +60,9 @@ std::shared_ptr<const Program> make_program(Encoding encoding) {
   const Matrix table = random_matrix(kVocabulary, kHidden, Encoding::kInt8, random);
   ValueId x = embed(*program, table);
   for (int32_t layer = 0; layer < kLayers; ++layer) {
-    const auto qkv = linears(
-        *program, "qkv", x, ones(kHidden),
-        {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden)});
+    const auto qkv = linears(*program, "qkv", x, ones(kHidden),
+                             {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden),
+                              matrix(kKvHeads * kHeadDim, kHidden)});
     const ValueId a = attention(*program, qkv, {layer, kHeads, kKvHeads, kHeadDim, 1 / std::sqrt(float{kHeadDim})});
     x = linears(*program, "out", a, {}, {matrix(kHidden, kHeads * kHeadDim)}, x)[0];
     const ValueId m = glu(*program, x, ones(kHidden), matrix(kWide, kHidden), matrix(kWide, kHidden));

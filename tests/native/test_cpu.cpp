@@ -112,7 +112,8 @@ TEST("an unknown or impossible name says what is there and what is missing") {
            "CPUINFER_ISA=avx_vnni: this processor lacks avx_vnni; usable here: avx2, scalar");
   cpu.present = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
   CHECK_EQ(message("amx", nullptr, cpu),
-           "isa=amx: this processor lacks avx512_bf16, amx_bf16; the operating system has not enabled avx512, avx512_vnni; usable "
+           "isa=amx: this processor lacks avx512_bf16, amx_bf16; the operating system has not enabled avx512, "
+           "avx512_vnni; usable "
            "here: avx2, scalar");
 }
 

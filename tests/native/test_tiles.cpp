@@ -237,10 +237,13 @@ void check_row(const Cache& cache, const Kind& kind, const float* query, int64_t
 TEST("attention is within the roundings to bf16, and a row's the same in any block of rows") {
   if (tile_units() == nullptr) return;
   for (const CacheType type : kCacheTypes) {
-    for (const Kind& kind :
-         {Kind{type, 64, 4, 0, 0, false}, {type, 40, 1, 0, 0, false}, {type, 80, 3, 0, 0, true},
-          {type, 128, 8, 100, 0, false}, {type, 64, 2, 33, 20, false}, {type, 16, 2, 300, 0, true},
-          {type, 256, 1, 0, 30, false}}) {
+    for (const Kind& kind : {Kind{type, 64, 4, 0, 0, false},
+                             {type, 40, 1, 0, 0, false},
+                             {type, 80, 3, 0, 0, true},
+                             {type, 128, 8, 100, 0, false},
+                             {type, 64, 2, 33, 20, false},
+                             {type, 16, 2, 300, 0, true},
+                             {type, 256, 1, 0, 30, false}}) {
       const int64_t width = kind.heads * kind.head_dim, position = 224, rows = 128;
       const Cache cache(type, kind.head_dim, position + rows);
       const std::vector<float> q = normals(size(rows * width));

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cpuinfer.cli.model import MODEL_HELP, add_kv_cache, add_quantize, describe_model, open_model
+from cpuinfer.cli.model import MODEL_HELP, add_deterministic, add_kv_cache, add_quantize, describe_model, open_model
 from cpuinfer.cli.parameters import integer, kernel_set, positive, thread_count
 from cpuinfer.cli.terminal import megabytes, printable, progress
 from cpuinfer.errors import CpuInferError, InvalidRequest
@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_quantize(parser)
     add_kv_cache(parser)
+    add_deterministic(parser)
     parser.add_argument("-o", "--output", choices=list(_WRITERS), default="md", help="default md")
 
 
@@ -150,6 +151,7 @@ def _measure_all(
                 quantize=args.quantize,
                 prefix_cache=0,
                 kv_cache=args.kv_cache,
+                deterministic=args.deterministic,
             ) as llm:
                 for test in tests:
                     yield _measure_row(llm, test, args.repetitions, description)

@@ -35,6 +35,15 @@ def add_kv_cache(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_deterministic(parser: argparse._ActionsContainer) -> None:
+    """Declare --deterministic."""
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits on every kernel set, whatever was computed before; slower prompts with AMX",
+    )
+
+
 def add_cache_packed(parser: argparse._ActionsContainer) -> None:
     """Declare --cache-packed."""
     parser.add_argument(
@@ -64,6 +73,7 @@ def open_model(
     cache_packed: bool = False,
     prefix_cache: int | None = None,
     kv_cache: str = "f16",
+    deterministic: bool = False,
 ) -> LLM:
     """Find, if need be download, and load a model."""
     from cpuinfer import store
@@ -81,6 +91,7 @@ def open_model(
             cache_packed=cache_packed,
             prefix_cache=prefix_cache,
             kv_cache=kv_cache,
+            deterministic=deterministic,
         )
     finally:
         progress("")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.answer import Answer, explain_length, print_stats, receive
-from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_kv_cache, add_quantize, open_model
+from cpuinfer.cli.model import MODEL_HELP, add_cache_packed, add_deterministic, add_kv_cache, add_quantize, open_model
 from cpuinfer.cli.parameters import kernel_set, positive, sampling, thread_count
 from cpuinfer.cli.terminal import remark
 from cpuinfer.errors import InvalidRequest
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_quantize(machine)
     add_kv_cache(machine)
+    add_deterministic(machine)
     add_cache_packed(machine)
     group = parser.add_argument_group("sampling")
     for flags, name, kind, text in _SAMPLING:
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         quantize=args.quantize,
         cache_packed=args.cache_packed,
         kv_cache=args.kv_cache,
+        deterministic=args.deterministic,
     ) as llm:
         if llm.context > llm.config.context:
             remark(f"a context of {llm.context}: the model was trained for {llm.config.context}")
