@@ -133,6 +133,7 @@ def test_run_tells_the_model_from_the_prompt(
         "quantize": None,
         "cache_packed": False,
         "kv_cache": "f16",
+        "deterministic": False,
     }
     assert opened[0].asked == [[{"role": "user", "content": prompt}]]
     assert capsys.readouterr().out == f"You said: {prompt}\n"
@@ -163,7 +164,7 @@ def test_piped_input_is_the_prompt_or_follows_it(
 def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
     sampling = "-n 5 -s 3 --temp 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --repeat-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --stop END --stop STOP --sampler-order min_p,temperature"
-    machine = "-c 64 -t 3 --isa scalar --quantize nf4 --cache-packed --kv-cache int8"
+    machine = "-c 64 -t 3 --isa scalar --quantize nf4 --cache-packed --kv-cache int8 --deterministic"
     assert main(["run", *f"{sampling} {more} {machine} --system Be hi".split()]) == 0
     assert opened[0].opened == {
         "spec": None,
@@ -173,6 +174,7 @@ def test_every_flag_of_run_reaches_the_model(opened: list[FakeLLM]) -> None:
         "quantize": "nf4",
         "cache_packed": True,
         "kv_cache": "int8",
+        "deterministic": True,
     }
     assert opened[0].asked == [[{"role": "system", "content": "Be"}, {"role": "user", "content": "hi"}]]
     assert opened[0].params == [
