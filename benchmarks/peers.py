@@ -37,7 +37,7 @@ from cpuinfer import _core, machine
 from peer_builds import Peer
 from runtimes import HERE, Runtime, cpuinfer, note
 
-PEAKS = {"avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512_vnni", "amx": "amx_int8", "amx_int8": "amx_int8"}
+PEAKS = {"avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512_vnni", "amx": "amx_bf16", "amx_int8": "amx_int8"}
 """Of cpuinfer's kernel sets; an unknown one is held against the machine's best."""
 PARTS = ("table", "sweeps", "busy", "startup")
 
