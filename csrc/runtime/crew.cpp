@@ -7,6 +7,8 @@ namespace cpuinfer {
 namespace {
 
 constexpr int kTrialSteps = 6;
+constexpr int kFewSteps = 2;  // of a trial that is slower by so much: more would be felt
+constexpr double kMuchSlower = 1.25;
 constexpr int kRemembered = 16;  // steps that a mean is about
 constexpr Crew::Duration kLeastPatience = std::chrono::milliseconds(100), kMostPatience = std::chrono::seconds(3);
 
@@ -34,7 +36,8 @@ void Crew::report(int rows, Duration duration, bool held_up, Time now) noexcept 
   const double seconds = std::chrono::duration<double>(duration).count();
   if (before_ != 0) {
     tried_.add(seconds);
-    if (tried_.steps >= kTrialSteps) judge(now);
+    const bool hopeless = tried_.steps >= kFewSteps && tried_.seconds > kMuchSlower * usual_.seconds;
+    if (tried_.steps >= kTrialSteps || hopeless) judge(now);
     return;
   }
   usual_.add(seconds);

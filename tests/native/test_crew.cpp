@@ -69,6 +69,15 @@ TEST("long waits that fewer workers do not shorten cost little") {
   CHECK(steps[1] < steps[2] / 20);
 }
 
+TEST("a trial that is clearly slower ends after two steps") {
+  Simulation simulation{Crew(2)};
+  const auto uneven = [](int active) { return StepCost{active == 2 ? 15 : 30, true}; };
+  simulation.run(milliseconds(90), uneven);
+  CHECK_EQ(simulation.crew.active(), 1);
+  simulation.run(milliseconds(60), uneven);
+  CHECK_EQ(simulation.crew.active(), 2);
+}
+
 TEST("another kind of step begins with the crew that was") {
   Simulation simulation{Crew(2)};
   simulation.run(milliseconds(90), [](int) { return StepCost{15, true}; });
