@@ -52,11 +52,12 @@ def reencoder(real_model: Path) -> Reencoder:
 
 @pytest.fixture(scope="module")
 def logprobs(reencoder: Reencoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
-    """Of the text's tokens but the first, by the encoding of a few matrices."""
+    """Of the text's tokens but the first, by the encoding of a few matrices, all multiplied alike: without tile units,
+    which leave fp32 ones to others."""
     path = tmp_path_factory.mktemp("encodings") / "model.gguf"
     found = {}
     for encoding in ("F16", *ENCODINGS):
-        with LLM(reencoder.write(path, encoding, only=DOWN)) as model:
+        with LLM(reencoder.write(path, encoding, only=DOWN), deterministic=True) as model:
             found[encoding] = np.array(model.score(ENGLISH).logprobs[1:], np.float64)
     return found
 
@@ -97,7 +98,7 @@ def test_six_bits_and_more_lose_nothing_that_shows(logprobs: dict[str, Array]) -
 def test_perplexity_of_the_whole_model_grows_as_bits_are_taken_away(reencoder: Reencoder, tmp_path: Path) -> None:
     found = {}
     for encoding in ("F16", "Q8_0", "Q5_0", "Q4_0"):
-        with LLM(reencoder.write(tmp_path / "model.gguf", encoding)) as model:
+        with LLM(reencoder.write(tmp_path / "model.gguf", encoding), deterministic=True) as model:
             found[encoding] = model.score(ENGLISH).perplexity
     assert found["Q8_0"] == pytest.approx(found["F16"], rel=0.01)
     assert found["F16"] < 0.99 * found["Q5_0"] < 0.99**2 * found["Q4_0"], found
