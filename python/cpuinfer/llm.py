@@ -42,7 +42,7 @@ class LLM:
     """A loaded model.
 
     Threads may share it: their requests run together, step by step.  The same seed gives the same tokens whatever else
-    runs, on any number of threads and any instruction set.
+    runs, on any number of threads; and, if `deterministic`, on any instruction set.
 
     Args:
         model: a path to a GGUF file or a Hugging Face folder, `hf:owner/repo[:file-or-quant]`, or a built-in name.
