@@ -1,8 +1,9 @@
 // The tile units (AMX, bf16): products of many rows, and attention of many queries, beside the kernels of AVX-512.
 //
-// A worker's item is some panels times all rows.  Of kTileInputs inputs, two panels are unpacked to tiles in the first
-// cache, while the rows' tiles and the sums lie in the second.  A sweep of them is four products for four tile loads; a
-// product takes 16 cycles, a load 8.
+// A worker's item is some panels times some rows.  Of kTileInputs inputs, two panels lie as tiles in the first cache,
+// while the rows' tiles and the sums lie in the second.  A sweep of them is four products for four tile loads; a product
+// takes 16 cycles, a load 8.  In between, the next two panels are unpacked: that takes as long as the products of 100
+// rows, and by other units.
 #include <type_traits>
 
 #include "kernels/isa.h"
@@ -13,8 +14,7 @@ namespace cpuinfer::amx {
 
 namespace {
 
-constexpr int kLineHalves = 32;               // bf16 numbers of a tile's row
-constexpr int64_t kTilePrefetchBytes = 4096;  // how far ahead packed weights are fetched
+constexpr int kLineHalves = 32;  // bf16 numbers of a tile's row
 
 inline int64_t round_up_to_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 inline const uint16_t* halves(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }

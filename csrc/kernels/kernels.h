@@ -115,9 +115,10 @@ constexpr bool fits_tiles(Encoding encoding) { return encoding != Encoding::kF32
 struct TileProduct {
   const Weights* w;
   int64_t panel_begin, panel_end;
-  const uint16_t* x;  // bf16, of every kTileInputs inputs (the last may be fewer): [rows / kTileBlock][inputs / 32]
+  const uint16_t* x;  // bf16, of every kTileInputs inputs (the last may be fewer): [x_rows / kTileBlock][inputs / 32]
                       // [kTileBlock][32], zero behind k
-  int64_t rows;       // a multiple of kTileBlock
+  int64_t x_rows;     // of x, a multiple of kTileBlock
+  int64_t row, rows;  // those to multiply, multiples of kTileBlock
   float* y;           // fp32 [rows][ldy], where row 16 * panel_begin of w begins; panels write all their 16 lanes
   int64_t ldy;
 };

@@ -42,84 +42,180 @@ inline void store_looked_up(uint16_t* out, Bits line, Part table, Part scale, Pa
              value(_mm512_srli_epi32(line, at + 16)), value(_mm512_srli_epi32(line, at + 24)));
 }
 
+// A source writes a panel's inputs, from `begin` on, to tiles: part i is a quarter of 32 of them.  begin is a multiple of
+// kTileInputs; the last part may lie behind the inputs, and is then zero.
+constexpr int64_t kParts = 4;                        // of 32 inputs
+constexpr int64_t kPartHalves = kTileHalves / kParts;  // bf16 numbers of a part
+
 // kInt4, kInt8 and kTable4.
 template <bool kNibbles>
-void unpack_integer_tiles(const Weights& w, int64_t panel, int64_t begin, int64_t end, uint16_t* out) {
-  constexpr int64_t kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
-  const Cell& cell = w.cell;
-  const bool looked_up = w.encoding == Encoding::kTable4;
-  alignas(64) float numbers[kLanes];
-  for (int i = 0; i < kLanes; ++i) numbers[i] = looked_up ? w.table_scale * w.table[i] : static_cast<float>(i);
-  const Part table = load(numbers);
-  const int64_t shared = w.group / kGroup;
-  for (int64_t group = begin / kGroup; group < end / kGroup; ++group, out += kTileHalves) {
-    const uint8_t* at = w.codes + panel * w.panel_bytes + group / shared * cell.bytes;
-    const uint8_t* codes = at + group % shared * kGroupBytes;
-    const Part scale = load_half(halves(at + cell.codes));
-    Part offset = fill(0.0f);
-    if (!looked_up) {
-      const Bits zero = cell.zeros ? widen_bytes(at + cell.zeros) : fill_bits(w.zero);
-      offset = scale * to_float(minus(fill_bits(0), zero));
-      if (cell.bias) offset = offset + load_half(halves(at + cell.bias));
-    }
-    for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(codes + kTilePrefetchBytes + line);
-    for (int s = 0; s < kGroupBytes / kLine; ++s) {
-      const Bits line = load_codes(codes + s * kLine);
-      if constexpr (kNibbles) {
-        store_looked_up<0>(out + s * 4 * kLanes, line, table, scale, offset);
-        store_looked_up<4>(out + (s + 4) * 4 * kLanes, line, table, scale, offset);
-      } else {
-        store_scaled(out + s * 4 * kLanes, line, scale, offset);
-      }
+class IntegerSource {
+ public:
+  explicit IntegerSource(const Weights& w) : w_(w), looked_up_(w.encoding == Encoding::kTable4) {
+    alignas(64) float numbers[kLanes];
+    for (int i = 0; i < kLanes; ++i) numbers[i] = looked_up_ ? w.table_scale * w.table[i] : static_cast<float>(i);
+    table_ = load(numbers);
+  }
+
+  const uint8_t* address(int64_t panel, int64_t begin) const {
+    return w_.codes + panel * w_.panel_bytes + begin / w_.group * w_.cell.bytes + begin % w_.group / kGroup * kGroupBytes;
+  }
+  int64_t part_bytes() const { return kGroupBytes / kParts + 2 * kLanes * kGroup / kParts / w_.group; }
+
+  void open(int64_t panel, int64_t begin) {
+    panel_ = w_.codes + panel * w_.panel_bytes;
+    group_ = begin / kGroup;
+  }
+
+  void write(int64_t i, uint16_t* tiles) {
+    if (i % kParts == 0) read_group(group_ + i / kParts);
+    const uint8_t* codes = codes_ + i % kParts * (kGroupBytes / kParts);
+    uint16_t* out = tiles + i / kParts * kTileHalves;
+    if constexpr (kNibbles) {
+      const Bits line = load_codes(codes);
+      store_looked_up<0>(out + i % kParts * kPartHalves / 2, line, table_, scale_, offset_);
+      store_looked_up<4>(out + (i % kParts + kParts) * kPartHalves / 2, line, table_, scale_, offset_);
+    } else {
+      store_scaled(out + i % kParts * kPartHalves, load_codes(codes), scale_, offset_);
+      store_scaled(out + i % kParts * kPartHalves + kPartHalves / 2, load_codes(codes + kLine), scale_, offset_);
     }
   }
-}
+
+ private:
+  static constexpr int64_t kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
+
+  void read_group(int64_t group) {
+    const Cell& cell = w_.cell;
+    const int64_t shared = w_.group / kGroup;
+    const uint8_t* at = panel_ + group / shared * cell.bytes;
+    codes_ = at + group % shared * kGroupBytes;
+    scale_ = load_half(halves(at + cell.codes));
+    offset_ = fill(0.0f);
+    if (looked_up_) return;
+    const Bits zero = cell.zeros ? widen_bytes(at + cell.zeros) : fill_bits(w_.zero);
+    offset_ = scale_ * to_float(minus(fill_bits(0), zero));
+    if (cell.bias) offset_ = offset_ + load_half(halves(at + cell.bias));
+  }
+
+  const Weights& w_;
+  bool looked_up_;
+  Part table_, scale_, offset_;
+  const uint8_t *panel_, *codes_;
+  int64_t group_;
+};
 
 template <typename E>
-void unpack_block_tiles(const Weights& w, int64_t panel, int64_t begin, int64_t end, uint16_t* out) {
-  constexpr int kBlock = E::kBytes * kLanes, kLines = E::kScaled / 4;
-  Stage stage;
-  const uint8_t* block = w.codes + panel * w.panel_bytes + begin / E::kInputs * kBlock;
-  for (int64_t k = begin; k < end; k += E::kInputs, block += kBlock) {
-    for (int line = 0; line < kBlock; line += 64) __builtin_prefetch(block + kTilePrefetchBytes + line);
-    unpack<E>(block, stage, 0);
-    for (int s = 0; s < E::kInputs / E::kScaled; ++s) {
-      const Part scale = load(stage.scale[s]);
-      Part offset = scale * fill(static_cast<float>(-E::kZero));
-      if constexpr (E::kBias) offset = offset + load(stage.bias[s]);
-#pragma GCC unroll 8
-      for (int line = 0; line < kLines; ++line, out += 4 * kLanes) {
-        store_scaled(out, load_codes(stage.codes[s * kLines + line]), scale, offset);
-      }
-    }
+class BlockSource {
+ public:
+  explicit BlockSource(const Weights& w) : w_(w) {}
+
+  const uint8_t* address(int64_t panel, int64_t begin) const {
+    return w_.codes + panel * w_.panel_bytes + begin / E::kInputs * kBlock;
   }
-}
+  int64_t part_bytes() const { return kBlock * (kGroup / kParts) / E::kInputs; }
+
+  void open(int64_t panel, int64_t begin) { block_ = address(panel, begin); }
+
+  void write(int64_t i, uint16_t* tiles) {
+    const int64_t input = i * (kGroup / kParts) % E::kInputs, line = input / 4;
+    if (input == 0) {
+      unpack<E>(block_, stage_, 0);
+      block_ += kBlock;
+    }
+    const Part scale = load(stage_.scale[input / E::kScaled]);
+    Part offset = scale * fill(static_cast<float>(-E::kZero));
+    if constexpr (E::kBias) offset = offset + load(stage_.bias[input / E::kScaled]);
+    uint16_t* out = tiles + i * kPartHalves;
+    store_scaled(out, load_codes(stage_.codes[line]), scale, offset);
+    store_scaled(out + kPartHalves / 2, load_codes(stage_.codes[line + 1]), scale, offset);
+  }
+
+ private:
+  static constexpr int64_t kBlock = E::kBytes * kLanes;
+
+  const Weights& w_;
+  const uint8_t* block_;
+  Stage stage_;
+};
 
 // kF16 and kBF16, by how 16 of them are loaded.
 template <Part (*load_sixteen)(const uint16_t*)>
-void unpack_float_tiles(const Weights& w, int64_t panel, int64_t begin, int64_t end, uint16_t* out) {
-  const uint16_t* at = halves(w.codes + panel * w.panel_bytes);
-  for (int64_t k = begin; k < end; k += 2, out += 2 * kLanes) {
-    const Part first = k < w.k ? load_sixteen(at + k * kLanes) : fill(0.0f);
-    const Part second = k + 1 < w.k ? load_sixteen(at + (k + 1) * kLanes) : fill(0.0f);
-    store_halves(out, paired(first, second));
-  }
-}
+class FloatSource {
+ public:
+  explicit FloatSource(const Weights& w) : w_(w) {}
 
-// Inputs [begin, end) of a panel, both multiples of 256 or the end of the row rounded up to 32.
-void unpack_tiles(const Weights& w, int64_t panel, int64_t begin, int64_t end, uint16_t* out) {
-  switch (w.encoding) {
-    case Encoding::kInt4:
-    case Encoding::kTable4: return unpack_integer_tiles<true>(w, panel, begin, end, out);
-    case Encoding::kInt8: return unpack_integer_tiles<false>(w, panel, begin, end, out);
-    case Encoding::kF16: return unpack_float_tiles<load_half>(w, panel, begin, end, out);
-    case Encoding::kBF16: return unpack_float_tiles<load_bfloat>(w, panel, begin, end, out);
-    case Encoding::kF32: return;  // never on tile units: fits_tiles()
-#define CPUINFER_TILES(encoding, Unpacked, name) \
-  case Encoding::encoding: return unpack_block_tiles<Unpacked>(w, panel, begin, end, out);
-      CPUINFER_BLOCK_ENCODINGS(CPUINFER_TILES)
-#undef CPUINFER_TILES
+  const uint8_t* address(int64_t panel, int64_t begin) const {
+    return w_.codes + panel * w_.panel_bytes + begin * kLanes * int64_t{sizeof(uint16_t)};
   }
-}
+  int64_t part_bytes() const { return kPartHalves * int64_t{sizeof(uint16_t)}; }
+
+  void open(int64_t panel, int64_t begin) {
+    at_ = halves(address(panel, begin));
+    left_ = w_.k - begin;
+  }
+
+  void write(int64_t i, uint16_t* tiles) {
+    const auto numbers = [&](int64_t k) { return k < left_ ? load_sixteen(at_ + k * kLanes) : fill(0.0f); };
+    uint16_t* out = tiles + i * kPartHalves;
+    for (int64_t k = i * (kGroup / kParts); k < (i + 1) * (kGroup / kParts); k += 2, out += 2 * kLanes) {
+      store_halves(out, paired(numbers(k), numbers(k + 1)));
+    }
+  }
+
+ private:
+  const Weights& w_;
+  const uint16_t* at_;
+  int64_t left_;
+};
+
+// A part of a product: inputs [begin, end) of one or two panels.
+struct TileSlice {
+  int64_t panel, panels, begin, end;
+  int64_t parts() const { return panels * (end - begin) / kGroup * kParts; }
+};
+
+// A slice on its way to tiles [panels][kTileInputs / 32], a few parts at a time: between the tile products of the slice
+// before, whose waits it fills.  What comes after it is fetched meanwhile.
+template <typename Source>
+class Unpacking {
+ public:
+  explicit Unpacking(const Weights& w) : source_(w), part_bytes_(source_.part_bytes()) {}
+
+  void start(const TileSlice& slice, const TileSlice& after, uint16_t* tiles) {
+    slice_ = slice;
+    after_ = after;
+    tiles_ = tiles;
+    done_ = 0;
+    open(0);
+  }
+
+  void advance(int64_t parts) {
+    for (const int64_t all = slice_.parts(); parts > 0 && done_ < all; --parts) {
+      const int64_t a_panel = slice_.parts() / slice_.panels;
+      if (done_ == a_panel) open(1);
+      const bool second = done_ >= a_panel;
+      source_.write(second ? done_ - a_panel : done_, tiles_ + (second ? kTileInputs * kLanes : 0));
+      for (int64_t byte = 0; byte < part_bytes_; byte += 64) __builtin_prefetch(fetched_ + byte);
+      fetched_ += part_bytes_;
+      ++done_;
+    }
+  }
+
+  int64_t left() const { return slice_.parts() - done_; }
+  void finish() { advance(left()); }
+
+ private:
+  void open(int64_t panel) {
+    source_.open(slice_.panel + panel, slice_.begin);
+    fetched_ = source_.address(after_.panel + panel % after_.panels, after_.begin);
+  }
+
+  Source source_;
+  int64_t part_bytes_;
+  TileSlice slice_, after_;
+  uint16_t* tiles_;
+  const uint8_t* fetched_;
+  int64_t done_;
+};
 
 }  // namespace

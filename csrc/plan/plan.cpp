@@ -92,7 +92,7 @@ void Plan::lay_out_arena() {
     scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
     scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
     scratch.router = layout.take(kTileRows * round_up(most_experts_, kLanes));
-    scratch.tile_sums = layout.take(tiled * kTileStride);
+    scratch.tile_sums = layout.take(std::min(tiled, kTileSweep) * kTileStride);
     scratch.tile_attend = layout.take(tiles() ? tile_room(attention_.head_dim) / int64_t{sizeof(float)} : 0);
   }
   parts_ = layout.take(most_shared_blocks() * block_rows() * attention_.heads * ceil_div(limits_.context, kSegment) *

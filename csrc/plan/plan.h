@@ -87,7 +87,7 @@ class Plan {
     int64_t attend;             // see Attend::scratch
     int64_t codes, scale, sum;  // a quantised tile
     int64_t router;             // [kTileRows][experts]
-    int64_t tile_sums;          // [rows][kTileStride]
+    int64_t tile_sums;          // [kTileSweep][kTileStride]
     int64_t tile_attend;        // TileAttend::room
   };
   struct Cut {  // of a linear op, into items: chunks of the panels of all its matrices times blocks of rows
@@ -109,7 +109,8 @@ class Plan {
   static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 256 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
-  static constexpr int64_t kTilePanels = 16;  // of an item on tile units: with all rows, half of the second cache
+  // Of an item on tile units: sums, and kTileInputs of its rows, take half a MiB of the second cache.
+  static constexpr int64_t kTilePanels = 16, kTileSweep = 256;
   static constexpr int64_t kTileStride =
       (kTilePanels + 1) * kLanes;             // no power of two, so that rows share no cache set
   static constexpr int64_t kSharedItems = 2;  // for each worker: with fewer heads to attend, segments are items
@@ -161,9 +162,12 @@ class Plan {
   // On tile units.  Returns how many rows are done: all tiled ones, or none.
   int64_t run_tiles(const Op& op, int worker) noexcept;
   void read_tiles(const Op& op, int worker) noexcept;
-  void multiply_tiles(const PackedMatrix& weight, int64_t begin, int64_t end, float* y) const noexcept;
-  void run_tiled_linears(const Op& op, int64_t begin, int64_t end, int worker) noexcept;
-  void run_tiled_glu(const Op& op, int64_t begin, int64_t end, int worker) noexcept;
+  struct TileItem {
+    int64_t row, row_end, panel, panel_end;
+  };
+  void multiply_tiles(const PackedMatrix& weight, const TileItem& item, float* y) const noexcept;
+  void run_tiled_linears(const Op& op, const TileItem& item, int worker) noexcept;
+  void run_tiled_glu(const Op& op, const TileItem& item, int worker) noexcept;
   void attend_tiles(const Op& op, int worker) noexcept;
   void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
                 float* y, int64_t ldy) const noexcept;

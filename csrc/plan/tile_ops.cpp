@@ -1,6 +1,7 @@
 // What tile units do of an op: its products and attention for the rows that are whole pages of prompts.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/rounding.h"
 #include "plan/plan.h"
@@ -30,46 +31,51 @@ int64_t Plan::run_tiles(const Op& op, int worker) noexcept {
   if (step_.tiled == 0 || !fit) return 0;
   read_tiles(op, worker);
   const bool gated = op.kind == OpKind::kGlu;
-  // Panels go in pairs: two share the tiles of the rows.
+  // Panels go in pairs: two share the tiles of the rows.  Items of the same rows are neighbours, so that a worker keeps
+  // to some rows and finds them in its second cache.
+  const int64_t blocks = step_.tiled / kTileBlock, sweeps = ceil_div(step_.tiled, kTileSweep);
   const int64_t panels = count_panels(op), pairs = ceil_div(panels, int64_t{2});
   const int64_t most = gated ? kTilePanels / 4 : kTilePanels / 2, workers = team_.size();
-  const int64_t chunks = std::min(pairs, round_up(ceil_div(pairs, most), workers));
-  phases_.run(worker, chunks, [&](int64_t chunk) {
-    const int64_t begin = pairs * chunk / chunks * 2, end = std::min(panels, pairs * (chunk + 1) / chunks * 2);
-    gated ? run_tiled_glu(op, begin, end, worker) : run_tiled_linears(op, begin, end, worker);
+  const int64_t chunks = std::min(pairs, round_up(ceil_div(pairs, most), workers / std::gcd(workers, sweeps)));
+  phases_.run(worker, sweeps * chunks, [&](int64_t i) {
+    const int64_t sweep = i / chunks, chunk = i % chunks;
+    const TileItem item{blocks * sweep / sweeps * kTileBlock, blocks * (sweep + 1) / sweeps * kTileBlock,
+                        pairs * chunk / chunks * 2, std::min(panels, pairs * (chunk + 1) / chunks * 2)};
+    gated ? run_tiled_glu(op, item, worker) : run_tiled_linears(op, item, worker);
   });
   return step_.tiled;
 }
 
-// y [tiled rows][kTileStride] = all tiled rows times panels [begin, end).
-void Plan::multiply_tiles(const PackedMatrix& weight, int64_t begin, int64_t end, float* y) const noexcept {
+// y [rows of the item][kTileStride] = those rows times the item's panels.
+void Plan::multiply_tiles(const PackedMatrix& weight, const TileItem& item, float* y) const noexcept {
   const auto* x = reinterpret_cast<const uint16_t*>(arena_.as<float>() + tiles_of_rows_);
-  kernels_.tiles->multiply({&weight.view(), begin, end, x, step_.tiled, y, kTileStride});
+  kernels_.tiles->multiply({&weight.view(), item.panel, item.panel_end, x, step_.tiled, item.row,
+                            item.row_end - item.row, y, kTileStride});
 }
 
-void Plan::run_tiled_linears(const Op& op, int64_t begin, int64_t end, int worker) noexcept {
+void Plan::run_tiled_linears(const Op& op, const TileItem& item, int worker) noexcept {
   float* sums = at(own(worker).tile_sums);
-  each_matrix(op, begin, end, [&](std::size_t weight, int64_t panel, int64_t panel_end) {
+  each_matrix(op, item.panel, item.panel_end, [&](std::size_t weight, int64_t panel, int64_t panel_end) {
     const int64_t first = panel * kLanes, lanes = (panel_end - panel) * kLanes;
     const int64_t width = std::min(lanes, op.weights[weight]->view().n - first);
-    multiply_tiles(*op.weights[weight], panel, panel_end, sums);
-    for (int64_t row = 0; row < step_.tiled; ++row) {
-      float* y = sums + row * kTileStride;
+    multiply_tiles(*op.weights[weight], {item.row, item.row_end, panel, panel_end}, sums);
+    for (int64_t row = item.row; row < item.row_end; ++row) {
+      float* y = sums + (row - item.row) * kTileStride;
       finish_linear(op, weight, row, first, width, y);
       std::memcpy(row_of(op.outputs[weight], row) + first, y, static_cast<std::size_t>(lanes) * sizeof(float));
     }
   });
 }
 
-void Plan::run_tiled_glu(const Op& op, int64_t begin, int64_t end, int worker) noexcept {
-  const int64_t first = begin * kLanes, lanes = (end - begin) * kLanes;
-  float *gate = at(own(worker).tile_sums), *up = gate + kTilePanels / 2 * kLanes;
-  multiply_tiles(*op.weights[0], begin, end, gate);
-  multiply_tiles(*op.weights[1], begin, end, up);
-  for (int64_t row = 0; row < step_.tiled; ++row) {
-    float* y = up + row * kTileStride;
-    finish_glu(op, first, lanes, gate + row * kTileStride, y);
-    std::memcpy(row_of(op.outputs[0], row) + first, y, static_cast<std::size_t>(lanes) * sizeof(float));
+void Plan::run_tiled_glu(const Op& op, const TileItem& item, int worker) noexcept {
+  const int64_t first = item.panel * kLanes, lanes = (item.panel_end - item.panel) * kLanes;
+  float *gates = at(own(worker).tile_sums), *ups = gates + kTilePanels / 2 * kLanes;
+  multiply_tiles(*op.weights[0], item, gates);
+  multiply_tiles(*op.weights[1], item, ups);
+  for (int64_t row = item.row; row < item.row_end; ++row) {
+    const int64_t at = (row - item.row) * kTileStride;
+    finish_glu(op, first, lanes, gates + at, ups + at);
+    std::memcpy(row_of(op.outputs[0], row) + first, ups + at, static_cast<std::size_t>(lanes) * sizeof(float));
   }
 }
 

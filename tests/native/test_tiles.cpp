@@ -59,15 +59,20 @@ std::vector<uint16_t> tiles_of(const std::vector<float>& x, int64_t rows, int64_
   return tiles;
 }
 
-// [rows][panels * 16], into memory that ends at a guard page.
-std::vector<float> multiply(const PackedMatrix& matrix, int64_t begin, int64_t end, const std::vector<float>& x,
-                            int64_t rows) {
+// Some of x's rows, [count][panels * 16], into memory that ends at a guard page.
+std::vector<float> multiply_some(const PackedMatrix& matrix, int64_t begin, int64_t end, const std::vector<float>& x,
+                                 int64_t rows, int64_t row, int64_t count) {
   const Guarded<uint16_t> tiles(tiles_of(x, rows, matrix.view().k));
   const int64_t width = (end - begin) * kLanes;
-  Guarded<float> y(size(rows * width));
+  Guarded<float> y(size(count * width));
   std::fill(y.begin(), y.end(), poison());
-  tile_units()->multiply({&matrix.view(), begin, end, tiles.data(), rows, y.data(), width});
+  tile_units()->multiply({&matrix.view(), begin, end, tiles.data(), rows, row, count, y.data(), width});
   return {y.begin(), y.end()};
+}
+
+std::vector<float> multiply(const PackedMatrix& matrix, int64_t begin, int64_t end, const std::vector<float>& x,
+                            int64_t rows) {
+  return multiply_some(matrix, begin, end, x, rows, 0, rows);
 }
 
 void check_near(const PackedMatrix& matrix, const std::vector<float>& x, int64_t rows, const std::vector<float>& y,
@@ -161,6 +166,8 @@ TEST("a row's product does not depend on the other rows, nor on the panels besid
         check_same(y.data() + r * kLanes, all.data() + (row + r) * n + panel * kLanes, kLanes, "alone");
       }
     }
+    const std::vector<float> y = multiply_some(matrix, 0, 5, x, rows, row, rows - row);
+    check_same(y.data(), all.data() + row * n, (rows - row) * n, "from a row on");
   }
 }
 
