@@ -371,6 +371,11 @@ def test_a_model_is_replaced_in_a_fork(tiny_model: Path) -> None:
         ({"context": 0}, InvalidRequest),
         ({"context": 10**15}, MemoryLimit),
         ({"isa": "sse9"}, UnsupportedCpu),
+        ({"isa": 3}, InvalidRequest),
+        ({"deterministic": "no"}, InvalidRequest),
+        ({"cache_packed": None}, InvalidRequest),
+        ({"keep_values": 1}, InvalidRequest),
+        ({"profile": "x"}, InvalidRequest),
     ],
 )
 def test_bad_options_are_refused(tiny_model: Path, options: dict[str, int], error: type[Exception]) -> None:
@@ -488,6 +493,9 @@ def test_sizes_that_the_tensors_contradict_are_refused(tmp_path: Path, monkeypat
     ("call", "message"),
     [
         (lambda llm: llm.generate(5), "the prompt is 5, expected text or token ids"),
+        (lambda llm: llm.generate(b"Why"), "the prompt is b'Why', expected text or token ids"),
+        (lambda llm: llm.generate(["Why", b"Why"]), "prompt 1 is b'Why', expected text or token ids"),
+        (lambda llm: llm.score(b"Why"), "the text is b'Why', expected text or token ids"),
         (lambda llm: llm.generate(None), "the prompt is None"),
         (lambda llm: llm.generate(["a", ""]), "prompt 1 is empty"),
         (lambda llm: llm.generate("a", {"temperature": 0}), "params: .*, expected SamplingParams"),
