@@ -32,8 +32,10 @@ import machine_limits
 import model_files
 import peer_builds
 import report
+import shapes
 import startup
 from cpuinfer import _core, machine
+from cpuinfer.cli.parameters import kernel_set, positive, thread_count
 from peer_builds import Peer
 from runtimes import HERE, Runtime, cpuinfer, note
 
@@ -109,18 +111,45 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", default=list(model_files.MODELS), metavar="MODEL")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="what peer_builds.py has built")
     parser.add_argument("--peer", action="append", metavar="NAME", help="default: all in the folder")
-    parser.add_argument("--isa", action="append", metavar="NAME", help="kernel sets of cpuinfer; default: all usable")
+    parser.add_argument(
+        "--isa", action="append", type=kernel_set, metavar="NAME", help="kernel sets of cpuinfer; default: all usable"
+    )
     parser.add_argument("--only", metavar="PART,...", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--threads", type=int, default=machine.default_threads().threads)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=thread_count, default=machine.default_threads().threads)
+    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--repeats", type=positive, default=1)
     parser.add_argument("--models", dest="folder", type=Path, default=Path("shapes"), help="where their files are")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the report")
     args = parser.parse_args()
     args.parts = PARTS if args.only is None else args.only.split(",")
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"--only: {', '.join(unknown)}, expected some of {', '.join(PARTS)}")
+        parser.error(f"--only: {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
+    if fault := refused_model(args.models) or refused_peers(args.peers, args.peer):
+        parser.error(fault)
     return args
+
+
+def refused_model(names: Sequence[str]) -> str | None:
+    """What is wrong with a shape's encoding; other names are looked for when their turn comes."""
+    for name in names:
+        shape, _, encoding = name.partition(":")
+        if shape in shapes.SHAPES and encoding not in shapes.ENCODINGS:
+            return f"{name}: expected {shape}: and one of {', '.join(shapes.ENCODINGS)}"
+    return None
+
+
+def refused_peers(folder: Path | None, names: Sequence[str] | None) -> str | None:
+    """What is wrong with where the peers are, or with those named."""
+    if folder is None:
+        return None if names is None else "--peer: needs --peers, the folder that peer_builds.py has built them in"
+    if not folder.is_dir():
+        return f"--peers: {folder}: no such folder"
+    there = {name for peer, _ in peer_builds.present(folder) for name in (peer.folder, peer.name)}
+    if not there:
+        return f"--peers: {folder}: peer_builds.py has built none there"
+    if unknown := set(names or ()) - there:
+        return f"--peer: {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(there))}"
+    return None
 
 
 def main() -> None:

@@ -230,3 +230,38 @@ def test_who_is_measured_on_a_model_depends_on_what_the_model_is_for() -> None:
     assert others == ["llama.cpp native", "OpenVINO", "ik_llama.cpp repacked", "Neural Speed"]
     assert [runtime.name for runtime in cast.swept] == ["cpuinfer avx512_vnni", "llama.cpp native", "OpenVINO"]
     assert cast.on("a path")[:2] == cast.ours
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--out"),
+        (("--threads", "0"), "'0', expected an integer of 1"),
+        (("--rounds", "0"), "'0', expected an integer of at least 1"),
+        (("--repeats", "-1"), "'-1', expected an integer of at least 1"),
+        (("--isa", "sse"), "no such kernel set"),
+        (("--only", "table,all"), "--only: all, expected some of table"),
+        (("--peers", "FOLDER/none"), "none: no such folder"),
+        (("--peers", "FOLDER"), "has built none there"),
+        (("--peer", "OpenVINO"), "--peer: needs --peers"),
+        (("--peers", "FOLDER/peers", "--peer", "llama"), "--peer: llama, expected some of OpenVINO, openvino"),
+        (("llama-1b",), "llama-1b: expected llama-1b: and one of"),
+        (("llama-1b:Q9",), "llama-1b:Q9: expected llama-1b: and one of"),
+    ],
+)
+def test_arguments_that_measure_nothing_are_refused(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interpreter = Path(peer_builds.python(tmp_path / "peers" / "openvino"))
+    interpreter.parent.mkdir(parents=True)
+    interpreter.touch()
+    given = [word.replace("FOLDER", str(tmp_path)) for word in words]
+    monkeypatch.setattr(sys, "argv", ["peers.py", *given, *(["--out", "x"] if words else [])])
+    with pytest.raises(SystemExit) as stopped:
+        peers.arguments()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

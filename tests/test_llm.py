@@ -331,6 +331,38 @@ def test_a_fork_is_told_to_load_its_own_model(llm: LLM) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_a_fork_amid_a_step_is_told_so_too(tiny_model: Path) -> None:
+    with LLM(tiny_model, threads=2) as llm:
+        begun = llm.stream("Why", SamplingParams(temperature=0, ignore_eos=True))
+        next(begun)
+        llm._engine._stepping = True  # type: ignore[union-attr]  # as while another thread steps
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            refused = 0
+            for ask in (lambda: llm.generate("Why", GREEDY), lambda: list(begun)):
+                try:
+                    ask()
+                except InvalidRequest:
+                    refused += 1
+            llm.cancel()
+            os._exit(2 - refused)
+        llm._engine._stepping = False  # type: ignore[union-attr]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_model_is_replaced_in_a_fork(tiny_model: Path) -> None:
+    held = [LLM(tiny_model, threads=2)]
+    child = os.fork()
+    if child == 0:
+        held.append(LLM(tiny_model, threads=2))
+        del held[0]
+        held[0].generate("Why", GREEDY)
+        held[0].close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -339,6 +371,11 @@ def test_a_fork_is_told_to_load_its_own_model(llm: LLM) -> None:
         ({"context": 0}, InvalidRequest),
         ({"context": 10**15}, MemoryLimit),
         ({"isa": "sse9"}, UnsupportedCpu),
+        ({"isa": 3}, InvalidRequest),
+        ({"deterministic": "no"}, InvalidRequest),
+        ({"cache_packed": None}, InvalidRequest),
+        ({"keep_values": 1}, InvalidRequest),
+        ({"profile": "x"}, InvalidRequest),
     ],
 )
 def test_bad_options_are_refused(tiny_model: Path, options: dict[str, int], error: type[Exception]) -> None:
@@ -456,6 +493,9 @@ def test_sizes_that_the_tensors_contradict_are_refused(tmp_path: Path, monkeypat
     ("call", "message"),
     [
         (lambda llm: llm.generate(5), "the prompt is 5, expected text or token ids"),
+        (lambda llm: llm.generate(b"Why"), "the prompt is b'Why', expected text or token ids"),
+        (lambda llm: llm.generate(["Why", b"Why"]), "prompt 1 is b'Why', expected text or token ids"),
+        (lambda llm: llm.score(b"Why"), "the text is b'Why', expected text or token ids"),
         (lambda llm: llm.generate(None), "the prompt is None"),
         (lambda llm: llm.generate(["a", ""]), "prompt 1 is empty"),
         (lambda llm: llm.generate("a", {"temperature": 0}), "params: .*, expected SamplingParams"),

@@ -149,6 +149,17 @@ def test_answers_do_not_depend_on_what_runs_beside_them(tmp_path: Path) -> None:
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
 
 
+def test_logits_and_scores_do_not_depend_on_what_was_computed_before(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "model.gguf", encoding="Q4_0", seed=3, context=1024)
+    params = SamplingParams(temperature=0, max_tokens=560, ignore_eos=True)
+    with LLM(tmp_path / "model.gguf", threads=2, isa="amx") as llm:
+        text = [5, 100, 200, *llm.generate([5, 100, 200], params).token_ids, *[7] * 80]
+        found, score = llm.logits(text), llm.score([text])[0].total
+    with LLM(tmp_path / "model.gguf", threads=2, isa="amx") as llm:
+        np.testing.assert_array_equal(found, llm.logits(text))
+        assert score == llm.score([text])[0].total
+
+
 def test_deterministic_answers_depend_neither_on_reuse_nor_on_the_instruction_set(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "model.gguf", encoding="Q4_0", seed=3, context=512)
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)

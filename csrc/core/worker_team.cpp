@@ -5,6 +5,7 @@
 
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "core/error.h"
 #include "core/wait.h"
@@ -36,8 +37,10 @@ WorkerTeam::WorkerTeam(int workers) : size_(workers), process_(getpid()) {
 }
 
 WorkerTeam::~WorkerTeam() {
-  if (getpid() != process_) {  // forked: these threads never ran here
-    for (std::thread& thread : threads_) thread.detach();
+  if (getpid() != process_) {
+    // Forked: these threads never ran here, and the C library gives their handles to new ones.  So nothing is done to
+    // them, and they are never destroyed.
+    new std::vector<std::thread>(std::move(threads_));
     return;
   }
   stop();

@@ -141,15 +141,16 @@ void Session::reserve_pages(const std::vector<Feed>& feeds) {
   }
 }
 
-// The tokens are in the cache: names the pages they fill.
+// The tokens are in the cache: names the pages they fill.  Those that are theirs alone were tiled: see collect_rows.
 void Session::advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept {
-  for (const int32_t token : tokens) {
-    sequence.tail.push_back(token);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    sequence.tail.push_back(tokens[i]);
     ++sequence.length;
     if (sequence.tail.size() < kPageTokens) continue;
     const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
     KvCache::PageRef& page = sequence.pages[index];
-    page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data());
+    const bool tiled = plan_.tiles() && i + 1 >= kPageTokens;
+    page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data(), tiled);
     sequence.addresses[index] = KvCache::address(page);
     sequence.tail.clear();
   }

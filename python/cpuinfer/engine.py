@@ -9,12 +9,13 @@ what is admitted is read off it, and a step that nobody could take the results o
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cpuinfer.describe import PAGE_TOKENS
-from cpuinfer.errors import Cancelled, ContextFull
+from cpuinfer.errors import Cancelled, ContextFull, InvalidRequest
 from cpuinfer.request import NO_SEQUENCE, Feed, Request
 
 if TYPE_CHECKING:
@@ -32,14 +33,21 @@ class Engine:
         self._batch = batch
         self._context = context
         self._cache_pages = cache_pages
+        self._process = os.getpid()
         # Re-entrant: a signal handler may cancel, and the collector may close a stream, while the lock is held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._stepping = False
         self._requests: list[Request] = []
 
+    @property
+    def _forked(self) -> bool:
+        """Whether this is the child of a fork, where the lock may be held by a thread that is not here."""
+        return os.getpid() != self._process
+
     def submit(self, request: Request) -> None:
         """Queue a request.  Raises ContextFull when its prompt does not fit."""
+        self._check_process()
         if len(request.prompt) > self._context:
             raise ContextFull(
                 f"the prompt has {len(request.prompt)} tokens and does not fit the context of {self._context}: "
@@ -60,6 +68,7 @@ class Engine:
 
     def _run_until(self, request: Request, reached: Callable[[], bool]) -> None:
         """Run steps for everybody, or wait while another thread does."""
+        self._check_process()
         while True:
             claimed = False
             try:
@@ -87,7 +96,15 @@ class Engine:
             request.dropped = True
         self._settle()
 
+    def _check_process(self) -> None:
+        if self._forked:
+            raise InvalidRequest(
+                "this model was loaded before a fork and its threads live in the parent process: load it in the child"
+            )
+
     def _settle(self) -> None:
+        if self._forked:
+            return
         with self._lock:
             if not self._stepping:
                 self._reap()
@@ -95,6 +112,8 @@ class Engine:
 
     def cancel(self) -> None:
         """End every request there is; the step that runs is abandoned.  May be called from any thread."""
+        if self._forked:
+            return
         with self._lock:
             for request in self._requests:
                 request.cancelled = True

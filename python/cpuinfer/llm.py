@@ -89,6 +89,11 @@ class LLM:
         self._profiles = profile or self._prints_profile
         if model is not None and not isinstance(model, (str, Path)):
             raise InvalidRequest(f"model: {model!r}, expected a path or a name")
+        _check_switches(
+            cache_packed=cache_packed, deterministic=deterministic, keep_values=keep_values, profile=profile
+        )
+        if isa is not None and not isinstance(isa, str):
+            raise InvalidRequest(f"isa: {isa!r}, expected the name of a kernel set")
         self.isa: str = _core.select_kernels(isa)
         self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
         check_kv_cache(kv_cache)
@@ -153,7 +158,7 @@ class LLM:
 
         Raises ContextFull for a prompt longer than the context, NumericalError if the model yields NaN.
         """
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or _are_tokens(prompts):
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or _are_tokens(prompts):
             return self._complete([self._encode(prompts)], params)[0]  # type: ignore[arg-type]
         return self._complete([self._encode(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)], params)  # type: ignore[arg-type]
 
@@ -190,7 +195,7 @@ class LLM:
     def score(self, texts: Sequence[Prompt]) -> list[Score]: ...
     def score(self, texts: str | Sequence[Prompt]) -> Score | list[Score]:
         """Natural log-probability of every token of each text given those before it; the first token has none."""
-        single = isinstance(texts, str)
+        single = isinstance(texts, (str, bytes))
         if single or not isinstance(texts, Sequence):
             requests = [Scoring(self._encode(texts, "the text"))]  # type: ignore[arg-type]
         else:
@@ -253,7 +258,7 @@ class LLM:
             print(report(times, read_bandwidth=bandwidth), file=sys.stderr)
 
     def _encode(self, prompt: Prompt, which: str = "the prompt") -> list[int]:
-        if not isinstance(prompt, (str, Iterable)):
+        if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, (str, Iterable)):
             raise InvalidRequest(f"{which} is {prompt!r}, expected text or token ids")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
@@ -320,6 +325,13 @@ def _check_threads(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= machine.MOST_THREADS:
         raise InvalidRequest(f"threads: {threads!r}, expected an integer of 1 to {machine.MOST_THREADS}")
     return threads
+
+
+def _check_switches(**switches: object) -> None:
+    """A text such as "no" would count as yes."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: {value!r}, expected True or False")
 
 
 def _check_prefix_cache(positions: int) -> int:

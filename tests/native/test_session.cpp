@@ -253,4 +253,21 @@ TEST("what a caller may get wrong is refused") {
   CHECK(fault_of([&] { session.close(id + 1); }) == Fault::kInvalid);
 }
 
+TEST("what was computed without tile units before changes nothing of a text that is not reused, nor the reverse") {
+  const KernelSet& amx = kernel_sets().front();
+  if (!missing_for(amx, cpu_info()).empty()) return;
+  const auto program = make_program();
+  const auto tokens = text(200, 9);
+  SessionOptions plain = options(2);
+  plain.kept_pages = 30;
+  SessionOptions tiled = plain;
+  tiled.tiles = true;
+  Session by_rows(program, amx, plain), by_pages(program, amx, tiled), first(program, amx, tiled);
+  const auto rows = logits(by_rows, tokens, 1), pages = logits(by_pages, tokens, 64);
+  CHECK(logits(by_pages, tokens, 1) == rows);
+  CHECK(logits(first, tokens, 1) == rows);
+  CHECK(logits(first, tokens, 64) == pages);
+  CHECK(logits(first, tokens, 32) == pages);
+}
+
 int main() { return check::run_all(); }

@@ -2,8 +2,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <ctime>
+#include <memory>
 #include <numeric>
 
 #include "check.h"
@@ -102,6 +104,26 @@ TEST("a forked child is told to load the model itself") {
   }
   int status = 0;
   waitpid(child, &status, 0);
+  CHECK_EQ(WEXITSTATUS(status), 0);
+}
+
+TEST("in a forked child the parent's team ends without touching the child's own") {
+  auto old = std::make_unique<WorkerTeam>(3);
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<int> total{0};
+    auto body = [&](int worker) noexcept { total += worker; };
+    {
+      WorkerTeam first(3), second(3);
+      old.reset();
+      first.run(body);
+      second.run(body);
+    }
+    _exit(total.load() == 6 ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
   CHECK_EQ(WEXITSTATUS(status), 0);
 }
 #endif
