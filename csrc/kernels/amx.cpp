@@ -1,9 +1,9 @@
 // The tile units (AMX, bf16): products of many rows, and attention of many queries, beside the kernels of AVX-512.
 //
 // A worker's item is some panels times some rows.  Of kTileInputs inputs, two panels lie as tiles in the first cache,
-// while the rows' tiles and the sums lie in the second.  A sweep of them is four products for four tile loads; a product
-// takes 16 cycles, a load 8.  In between, the next two panels are unpacked: that takes as long as the products of 100
-// rows, and by other units.
+// while the rows' tiles and the sums lie in the second.  A sweep of them is four products for four tile loads; a
+// product takes 16 cycles, a load 8.  In between, the next two panels are unpacked: that takes as long as the products
+// of 100 rows, and by other units.
 #include <type_traits>
 
 #include "kernels/isa.h"

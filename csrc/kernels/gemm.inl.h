@@ -3,7 +3,7 @@
 
 namespace {
 
-// Long panels that one row is multiplied by at once; results of twice as many would not stay in registers.
+// Runs of panels that one row is multiplied by side by side; results of twice as many would not stay in registers.
 constexpr int kSideBySide = kPanelsAtOnce / kParts;
 
 // How far ahead a sweep of several rows fetches codes: it loads too rarely for the processor to run ahead by itself.
@@ -144,9 +144,9 @@ void integer_panel(const Gemm& g, int64_t panel, int first_row) {
   store_panel(g, panel, first_row, y);
 }
 
-// One row, kPanels panels side by side: so many runs of bytes at once are fetched ahead faster than one.
+// One row, kPanels panels side by side, `apart` panels from each other.
 template <typename Dot, bool kNibbles, bool kGrouped, int kPanels>
-void integer_row(const Gemm& g, int64_t panel) {
+void integer_row(const Gemm& g, int64_t panel, int64_t apart) {
   constexpr int kGroupBytes = kLanes * kGroup / (kNibbles ? 2 : 1);
   const Cell& cell = g.w->cell;
   const bool zeros = kGrouped && cell.zeros;
@@ -164,7 +164,7 @@ void integer_row(const Gemm& g, int64_t panel) {
     const float x_scale = g.quantized.scale[group];
     const int32_t x_sum = g.quantized.sum[group * 2];
 #pragma GCC unroll 8
-    for (int i = 0; i < kPanels; ++i, at += g.w->panel_bytes) {
+    for (int i = 0; i < kPanels; ++i, at += apart * g.w->panel_bytes) {
       const uint8_t* scale = at + cell.codes;
 #pragma GCC unroll 2
       for (int p = 0; p < kParts; ++p) {
@@ -181,25 +181,26 @@ void integer_row(const Gemm& g, int64_t panel) {
     }
   }
   for (int i = 0; i < kPanels; ++i) {
-    float* out = g.y + (panel + i - g.panel_begin) * kLanes;
+    float* out = g.y + (panel + i * apart - g.panel_begin) * kLanes;
     for (int p = 0; p < kParts; ++p) store(out + p * kPartLanes, y[i][p]);
   }
 }
 
-// Calls body(Count<panels>{}, panel) for runs of kSideBySide panels, then of fewer.
-template <typename Body>
-inline void side_by_side(const Gemm& g, const Body& body) {
-  int64_t panel = g.panel_begin;
-  for (; g.panel_end - panel >= kSideBySide; panel += kSideBySide) body(Count<kSideBySide>{}, panel);
-  for (; g.panel_end - panel >= 2; panel += 2) body(Count<2>{}, panel);
-  if (panel < g.panel_end) body(Count<1>{}, panel);
+// Cuts panels into kMost runs of neighbours that are read side by side, as processors fetch ahead along several runs
+// faster than along one: calls body(Count<runs>{}, panel, apart) for panels `apart` from each other, one of each run.
+template <int kMost, typename Body>
+inline void in_runs(int64_t panel, int64_t end, const Body& body) {
+  const int64_t apart = (end - panel) / kMost;
+  for (int64_t i = 0; i < apart; ++i) body(Count<kMost>{}, panel + i, apart);
+  if constexpr (kMost > 1) in_runs<kMost / 2>(panel + apart * kMost, end, body);
 }
 
 template <typename Dot, bool kNibbles, bool kGrouped>
 void integer_panels(const Gemm& g) {
-  if (g.rows == 1 && g.w->panel_bytes >= kLongPanel) {
-    return side_by_side(
-        g, [&](auto count, int64_t panel) { integer_row<Dot, kNibbles, kGrouped, decltype(count)::value>(g, panel); });
+  if (g.rows == 1) {
+    return in_runs<kSideBySide>(g.panel_begin, g.panel_end, [&](auto count, int64_t panel, int64_t apart) {
+      integer_row<Dot, kNibbles, kGrouped, decltype(count)::value>(g, panel, apart);
+    });
   }
   for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
     in_blocks<kIntegerRows>(g.rows, [&](auto rows, int first_row) {

@@ -23,9 +23,8 @@ constexpr int kTileInputs = 512;  // inputs of a weight panel that are unpacked 
 constexpr int kTilePositions = 256;  // positions whose keys and values are
 constexpr int kTileQueries = 128, kTileHeads = 8;
 
-// Panels of so many bytes are multiplied by one row a few at a time: processors fetch ahead along several long runs
-// faster than along one.
-constexpr int64_t kLongPanel = 8192;
+// One row is multiplied by so many panels at a time, where there are as many: processors fetch ahead along several runs
+// of bytes faster than along one.
 constexpr int64_t kPanelsAtOnce = 8;
 
 // kQ5_0 and those after it are GGUF's block encodings, as blocks.h lays them out.
@@ -63,6 +62,8 @@ struct Cell {
   int64_t codes = 0;            // bytes of them; fp16 [16] scales follow
   int64_t bias = 0, zeros = 0;  // where fp16 [16] biases and uint8 [16] zero points begin; 0: there are none
   int64_t bytes = 0;            // of all
+
+  bool operator==(const Cell&) const = default;
 };
 
 // One linear layer's weights [n, k], packed in panels of kLanes rows; the last panel is padded with zero weights.

@@ -317,4 +317,17 @@ int64_t PackedMatrix::row_bytes() const noexcept {
   return view_.k / view_.group * view_.cell.bytes / kLanes;
 }
 
+std::optional<Weights> woven(const PackedMatrix& first, const PackedMatrix& second) noexcept {
+  const Weights &a = first.view(), &b = second.view();
+  const bool in_turn = b.codes == a.codes + first.panel_bytes() && b.panel_bytes == a.panel_bytes &&
+                       a.panel_bytes == first.panel_bytes() + second.panel_bytes();
+  const bool alike = a.encoding == b.encoding && a.k == b.k && a.zero == b.zero && a.group == b.group &&
+                     a.cell == b.cell && std::ranges::equal(a.table, b.table) && a.table_scale == b.table_scale;
+  if (!in_turn || !alike) return std::nullopt;
+  Weights both = a;
+  both.n = 2 * first.panels() * kLanes;
+  both.panel_bytes = first.panel_bytes();
+  return both;
+}
+
 }  // namespace cpuinfer

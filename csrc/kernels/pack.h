@@ -78,4 +78,8 @@ class PackedMatrix {
   Weights view_{};
 };
 
+// Two matrices whose panels lie in turn, and are encoded alike, as one of both: panel 2 i is the first's, 2 i + 1 the
+// second's.
+std::optional<Weights> woven(const PackedMatrix& first, const PackedMatrix& second) noexcept;
+
 }  // namespace cpuinfer

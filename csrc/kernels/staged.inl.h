@@ -17,50 +17,69 @@ inline void store_rows(const Gemm& g, int64_t panel, const float (*y)[kLanes]) {
 // How far ahead packed bytes are fetched.
 constexpr int64_t kDotPrefetchBytes = 4096;
 
-// One row of activations: codes go into its dot products at once, the same in the same order as through a stage.
+// One row of activations times a panel's block from input k on: codes go into dot products at once, the same in the
+// same order as through a stage.
 template <typename E>
-void dotted_panels(const Gemm& g) {
+inline void add_dotted_block(const Gemm& g, const uint8_t* block, int64_t k, Part (&y)[kParts]) {
   using Product = ProductOf<E::kLargest>;
   constexpr int kBlock = E::kBytes * kLanes, kScales = E::kInputs / E::kScaled;
   constexpr int32_t kOffset = Product::kCentre - E::kZero;
   alignas(64) float scale[kScales][kLanes], bias[kScales][kLanes];
-  for (int64_t panel = g.panel_begin; panel < g.panel_end; ++panel) {
-    const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
-    Part y[kParts];
-    for (Part& part : y) part = fill(0.0f);
-    for (int64_t k = 0; k < g.w->k; k += E::kInputs, block += kBlock) {
-      E::scales(block, scale, bias);
-      const int8_t* x = g.quantized.codes + k;
-      const float* x_scale = g.quantized.scale + k / kGroup;
-      const int32_t* x_sums = g.quantized.sum + k / kGroup * 2;
-      const auto x_sum = [&](int s) {
-        const int32_t* sums = x_sums + s * E::kScaled / kGroup * 2;
-        return E::kScaled == kGroup ? sums[0] : s % 2 == 0 ? sums[1] : sums[0] - sums[1];
-      };
-      each_of<kParts>([&](auto part) {
-        constexpr int p = decltype(part)::value;
-        typename Product::Sums sums[kScales];
+  E::scales(block, scale, bias);
+  const int8_t* x = g.quantized.codes + k;
+  const float* x_scale = g.quantized.scale + k / kGroup;
+  const int32_t* x_sums = g.quantized.sum + k / kGroup * 2;
+  const auto x_sum = [&](int s) {
+    const int32_t* sums = x_sums + s * E::kScaled / kGroup * 2;
+    return E::kScaled == kGroup ? sums[0] : s % 2 == 0 ? sums[1] : sums[0] - sums[1];
+  };
+  each_of<kParts>([&](auto part) {
+    constexpr int p = decltype(part)::value;
+    typename Product::Sums sums[kScales];
 #pragma GCC unroll 16
-        for (int s = 0; s < kScales; ++s) sums[s] = Product::start(kOffset * x_sum(s));
-        E::template codes<p>(block, [&](int line, const Line& codes) __attribute__((always_inline)) {
-          // A few at a time: as many as a block has lines, at once, wait for each other.
-          if constexpr (p == 0) __builtin_prefetch(block + kDotPrefetchBytes + line * (kBlock * 4 / E::kInputs));
-          auto& sum = sums[line * 4 / E::kScaled];
-          sum = Product::step(sum, load_codes(reinterpret_cast<const uint8_t*>(&codes)), repeat_codes(x + line * 4));
-        });
+    for (int s = 0; s < kScales; ++s) sums[s] = Product::start(kOffset * x_sum(s));
+    E::template codes<p>(block, [&](int line, const Line& codes) __attribute__((always_inline)) {
+      // A few at a time: as many as a block has lines, at once, wait for each other.
+      if constexpr (p == 0) __builtin_prefetch(block + kDotPrefetchBytes + line * (kBlock * 4 / E::kInputs));
+      auto& sum = sums[line * 4 / E::kScaled];
+      sum = Product::step(sum, load_codes(reinterpret_cast<const uint8_t*>(&codes)), repeat_codes(x + line * 4));
+    });
 #pragma GCC unroll 16
-        for (int s = 0; s < kScales; ++s) {
-          const float group_scale = x_scale[s * E::kScaled / kGroup];
-          const Part dot = to_float(Product::finish(sums[s], kOffset * x_sum(s)));
-          y[p] = fused(dot, load(scale[s] + p * kPartLanes) * fill(group_scale), y[p]);
-          if constexpr (E::kBias) {
-            y[p] = fused(load(bias[s] + p * kPartLanes), fill(group_scale * static_cast<float>(x_sum(s))), y[p]);
-          }
-        }
-      });
+    for (int s = 0; s < kScales; ++s) {
+      const float group_scale = x_scale[s * E::kScaled / kGroup];
+      const Part dot = to_float(Product::finish(sums[s], kOffset * x_sum(s)));
+      y[p] = fused(dot, load(scale[s] + p * kPartLanes) * fill(group_scale), y[p]);
+      if constexpr (E::kBias) {
+        y[p] = fused(load(bias[s] + p * kPartLanes), fill(group_scale * static_cast<float>(x_sum(s))), y[p]);
+      }
     }
-    for (int p = 0; p < kParts; ++p) store(g.y + (panel - g.panel_begin) * kLanes + p * kPartLanes, y[p]);
-  }
+  });
+}
+
+// Panels that are multiplied by one row in turn, block by block; results of more would not stay in registers.
+constexpr int kDottedRuns = 2;
+
+template <typename E>
+void dotted_panels(const Gemm& g) {
+  constexpr int kBlock = E::kBytes * kLanes;
+  in_runs<kDottedRuns>(g.panel_begin, g.panel_end, [&](auto count, int64_t panel, int64_t apart) {
+    constexpr int kRuns = decltype(count)::value;
+    const uint8_t* block = g.w->codes + panel * g.w->panel_bytes;
+    Part y[kRuns][kParts];
+    for (auto& run : y) {
+      for (Part& part : run) part = fill(0.0f);
+    }
+    for (int64_t k = 0; k < g.w->k; k += E::kInputs, block += kBlock) {
+      for (int run = 0; run < kRuns; ++run) {
+        add_dotted_block<E>(g, block + run * apart * g.w->panel_bytes, k, y[run]);
+      }
+    }
+    for (int run = 0; run < kRuns; ++run) {
+      for (int p = 0; p < kParts; ++p) {
+        store(g.y + (panel + run * apart - g.panel_begin) * kLanes + p * kPartLanes, y[run][p]);
+      }
+    }
+  });
 }
 
 template <typename E>

@@ -106,8 +106,9 @@ inline void attend_block(const TileAttend& a, const AttendRoom& room, int64_t bl
   const int64_t count = end - first;
   const auto nothing = [](int64_t) {};
   for (int64_t t = 0; t < count; t += kPageTokens) {
-    multiply_block<2, Rows::kKept>(room.query_block(block), room.keys + t * room.key_steps * kGroup, room.key_steps * kTileHalves,
-                      room.key_steps, true, room.scores + t, kTilePositions, nothing);
+    multiply_block<2, Rows::kKept>(room.query_block(block), room.keys + t * room.key_steps * kGroup,
+                                   room.key_steps * kTileHalves, room.key_steps, true, room.scores + t, kTilePositions,
+                                   nothing);
   }
   float* sums = room.sum_block(block);
   for (int64_t r = 0; r < kTileBlock; ++r) {
@@ -119,12 +120,12 @@ inline void attend_block(const TileAttend& a, const AttendRoom& room, int64_t bl
   }
   int64_t d = 0;
   for (; d + 2 * kLanes <= room.dims; d += 2 * kLanes) {
-    multiply_block<2, Rows::kKept>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn, count / kPageTokens, false,
-                      sums + d, room.dims, nothing);
+    multiply_block<2, Rows::kKept>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn,
+                                   count / kPageTokens, false, sums + d, room.dims, nothing);
   }
   if (d < room.dims) {
-    multiply_block<1, Rows::kKept>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn, count / kPageTokens, false,
-                      sums + d, room.dims, nothing);
+    multiply_block<1, Rows::kKept>(room.weights, room.values + d / kLanes * kValueColumn, kValueColumn,
+                                   count / kPageTokens, false, sums + d, room.dims, nothing);
   }
 }
 

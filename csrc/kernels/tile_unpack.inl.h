@@ -42,9 +42,9 @@ inline void store_looked_up(uint16_t* out, Bits line, Part table, Part scale, Pa
              value(_mm512_srli_epi32(line, at + 16)), value(_mm512_srli_epi32(line, at + 24)));
 }
 
-// A source writes a panel's inputs, from `begin` on, to tiles: part i is a quarter of 32 of them.  begin is a multiple of
-// kTileInputs; the last part may lie behind the inputs, and is then zero.
-constexpr int64_t kParts = 4;                        // of 32 inputs
+// A source writes a panel's inputs, from `begin` on, to tiles: part i is a quarter of 32 of them.  begin is a multiple
+// of kTileInputs; the last part may lie behind the inputs, and is then zero.
+constexpr int64_t kParts = 4;                          // of 32 inputs
 constexpr int64_t kPartHalves = kTileHalves / kParts;  // bf16 numbers of a part
 
 // kInt4, kInt8 and kTable4.
@@ -58,7 +58,8 @@ class IntegerSource {
   }
 
   const uint8_t* address(int64_t panel, int64_t begin) const {
-    return w_.codes + panel * w_.panel_bytes + begin / w_.group * w_.cell.bytes + begin % w_.group / kGroup * kGroupBytes;
+    return w_.codes + panel * w_.panel_bytes + begin / w_.group * w_.cell.bytes +
+           begin % w_.group / kGroup * kGroupBytes;
   }
   int64_t part_bytes() const { return kGroupBytes / kParts + 2 * kLanes * kGroup / kParts / w_.group; }
 

@@ -13,7 +13,7 @@ namespace cpuinfer {
 void Plan::route(const Op& op, int64_t row, int rows, int worker) noexcept {
   const int64_t experts = op.experts.count, used = op.experts.used, stride = round_up(experts, kLanes);
   float* logits = at(own(worker).router);
-  multiply(*op.weights[0], 0, op.weights[0]->panels(), own_input(op, worker), 0, rows, logits, stride);
+  multiply(op.weights[0]->view(), 0, op.weights[0]->panels(), own_input(op, worker), 0, rows, logits, stride);
   for (int64_t r = row; r < row + rows; ++r, logits += stride) {
     auto* chosen = reinterpret_cast<int32_t*>(at(chosen_)) + r * used;
     float* share = at(shares_) + r * used;
@@ -109,8 +109,8 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
     constexpr int64_t kStride = kPanelsPerItem * kLanes;
     float* gated = at(own(worker).gate);
     float* y = at(inner_) + tile.first * inner + (begin - tile.expert * gate_panels) * kLanes;
-    multiply(gate, begin, end, in, 0, tile.count, gated, kStride);
-    multiply(up, begin, end, in, 0, tile.count, y, inner);
+    multiply(gate.view(), begin, end, in, 0, tile.count, gated, kStride);
+    multiply(up.view(), begin, end, in, 0, tile.count, y, inner);
     for (int64_t r = 0; r < tile.count; ++r) {
       kernels_.activate(op.activation, (end - begin) * kLanes, gated + r * kStride);
       kernels_.multiply(gated + r * kStride, (end - begin) * kLanes, y + r * inner);
@@ -127,7 +127,7 @@ void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
     }
     const Input values{is_float(down.view().encoding) ? nullptr : in.codes, in.scale, in.sum, x, inner};
     float* y = at(mixed_) + tile.first * hidden + (begin - tile.expert * down_panels) * kLanes;
-    multiply(down, begin, end, values, 0, tile.count, y, hidden);
+    multiply(down.view(), begin, end, values, 0, tile.count, y, hidden);
   });
   phases_.run(worker, rows, [&](int64_t row) {
     float* out = row_of(op.outputs[0], row);

@@ -16,6 +16,14 @@ bool any_float(const Op& op) {
   return std::ranges::any_of(op.weights, [](const auto& weight) { return is_float(weight->view().encoding); });
 }
 
+// both [panels][2][kLanes] -> its first halves, in place, and its second ones, [lanes].
+void unweave(float* both, int64_t lanes, float* seconds) {
+  for (int64_t i = 0; i < lanes; i += kLanes) {
+    std::copy_n(both + 2 * i + kLanes, kLanes, seconds + i);
+    std::copy_n(both + 2 * i, kLanes, both + i);
+  }
+}
+
 }  // namespace
 
 QuantizedRows Plan::quantized_tile(const Input& in, int64_t k, int64_t row, int rows) const noexcept {
@@ -98,15 +106,17 @@ int64_t Plan::count_panels(const Op& op) noexcept {
 }
 
 // Few rows: chunks of some microseconds, so that a worker that falls behind leaves the rest to others, and as many for
-// each worker.  Many: chunks that stay in the cache, and enough of them to even out.
+// each worker; but of panels enough to be read side by side.  Many: chunks that stay in the cache, and enough of them
+// to even out.
 Plan::Cut Plan::cut(const Op& op, int64_t rows) const noexcept {
   const int64_t panels = count_panels(op), row_blocks = ceil_div(rows, int64_t{kMostRows}), workers = team_.size();
   if (rows > kTileRows) {
     const int64_t chunk = std::clamp<int64_t>(ceil_div(panels * row_blocks, workers * 4), 1, kPanelsPerItem);
     return {ceil_div(panels, chunk), row_blocks};
   }
-  const int64_t least = op.kind == OpKind::kGlu ? ceil_div(panels, kPanelsPerItem) : 1;
-  const int64_t wanted = workers == 1 ? 1 : ceil_div(panels * op.weights[0]->panel_bytes(), kItemBytes);
+  const int64_t least = op.kind == OpKind::kGlu ? ceil_div(2 * panels * rows, kMostRows * kPanelsPerItem) : 1;
+  const int64_t bytes = panels * op.weights[0]->panel_bytes();
+  const int64_t wanted = workers == 1 ? 1 : std::min(ceil_div(bytes, kItemBytes), panels / kPanelsAtOnce);
   return {std::min(panels, round_up(std::max(least, wanted), workers)), row_blocks};
 }
 
@@ -139,9 +149,8 @@ void Plan::each_piece(const Op& op, const Reading& reading, int64_t rows, int wo
 }
 
 // y [count][ldy] = rows of the input, `row` on, times panels [begin, end) of a weight; count <= kMostRows.
-void Plan::multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
-                    float* y, int64_t ldy) const noexcept {
-  const Weights& w = weight.view();
+void Plan::multiply(const Weights& w, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count, float* y,
+                    int64_t ldy) const noexcept {
   const int rows = static_cast<int>(count);
   const QuantizedRows first = quantized_tile(in, w.k, row, std::min(kTileRows, rows));
   kernels_.gemm({&w, begin, end, first, in.x + row * in.ldx, in.ldx, rows, y, ldy});
@@ -177,9 +186,9 @@ void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float
   if (reading.first == rows) return;
   each_piece(op, reading, rows - reading.first, worker, [&](const Piece& piece, const Input& in) {
     const ValueId id = op.outputs[piece.weight];
-    const PackedMatrix& weight = *op.weights[piece.weight];
+    const Weights& weight = op.weights[piece.weight]->view();
     const int64_t ldy = padded_width(id), first = piece.begin * kLanes;
-    const int64_t width = std::min(piece.end * kLanes, weight.view().n) - first;
+    const int64_t width = std::min(piece.end * kLanes, weight.n) - first;
     float* out = (head_out != nullptr ? head_out : row_of(id, reading.first)) + first;
     multiply(weight, piece.begin, piece.end, in, piece.row, piece.row_end - piece.row, out + piece.row * ldy, ldy);
     for (int64_t row = piece.row; row < piece.row_end; ++row) {
@@ -191,23 +200,27 @@ void Plan::run_linears(const Op& op, const int32_t* row_map, int64_t rows, float
 void Plan::run_glu(const Op& op, int worker) noexcept {
   Reading reading = reading_of(op);
   reading.first = run_tiles(op, worker);
-  if (reading.first == step_.rows) return;
+  const int64_t rows = step_.rows - reading.first;
+  if (rows == 0) return;
+  const PackedMatrix &gates = *op.weights[0], &ups = *op.weights[1];
+  // Few rows read panels as they lie in memory, many have them in the cache.
+  const std::optional<Weights> both = rows <= kTileRows ? woven(gates, ups) : std::nullopt;
   float* gate = at(own(worker).gate);
-  constexpr int64_t kStride = kPanelsPerItem * kLanes;
-  each_piece(op, reading, step_.rows - reading.first, worker, [&](const Piece& piece, const Input& in) {
+  each_piece(op, reading, rows, worker, [&](const Piece& piece, const Input& in) {
     const int64_t ldy = padded_width(op.outputs[0]), lanes = (piece.end - piece.begin) * kLanes;
-    const int64_t first = piece.begin * kLanes;
-    // Few rows: panel by panel, as they lie in memory, or so many as are read at once.  Many: what is read once lies in
-    // the cache.
-    const int64_t count = piece.row_end - piece.row, all = piece.end - piece.begin;
-    const int64_t run = count > kTileRows ? all : op.weights[0]->panel_bytes() >= kLongPanel ? kPanelsAtOnce : 1;
+    const int64_t first = piece.begin * kLanes, count = piece.row_end - piece.row;
     float* y = row_of(op.outputs[0], reading.first + piece.row) + first;
-    for (int64_t panel = piece.begin; panel < piece.end; panel += run) {
-      const int64_t end = std::min(panel + run, piece.end), at = (panel - piece.begin) * kLanes;
-      multiply(*op.weights[0], panel, end, in, piece.row, count, gate + at, kStride);
-      multiply(*op.weights[1], panel, end, in, piece.row, count, y + at, ldy);
+    if (both) {
+      multiply(*both, 2 * piece.begin, 2 * piece.end, in, piece.row, count, gate, 2 * lanes);
+    } else {
+      multiply(gates.view(), piece.begin, piece.end, in, piece.row, count, gate, lanes);
+      multiply(ups.view(), piece.begin, piece.end, in, piece.row, count, y, ldy);
     }
-    for (int64_t r = 0; r < count; ++r) finish_glu(op, first, lanes, gate + r * kStride, y + r * ldy);
+    for (int64_t r = 0; r < count; ++r) {
+      float* row = gate + r * (both ? 2 * lanes : lanes);
+      if (both) unweave(row, lanes, y + r * ldy);
+      finish_glu(op, first, lanes, row, y + r * ldy);
+    }
   });
 }
 

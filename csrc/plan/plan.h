@@ -169,8 +169,8 @@ class Plan {
   void run_tiled_linears(const Op& op, const TileItem& item, int worker) noexcept;
   void run_tiled_glu(const Op& op, const TileItem& item, int worker) noexcept;
   void attend_tiles(const Op& op, int worker) noexcept;
-  void multiply(const PackedMatrix& weight, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count,
-                float* y, int64_t ldy) const noexcept;
+  void multiply(const Weights& w, int64_t begin, int64_t end, const Input& in, int64_t row, int64_t count, float* y,
+                int64_t ldy) const noexcept;
 
   void run_experts(const Op& op, std::size_t index, int worker) noexcept;
   void route(const Op& op, int64_t row, int rows, int worker) noexcept;

@@ -49,8 +49,8 @@ int64_t Plan::run_tiles(const Op& op, int worker) noexcept {
 // y [rows of the item][kTileStride] = those rows times the item's panels.
 void Plan::multiply_tiles(const PackedMatrix& weight, const TileItem& item, float* y) const noexcept {
   const auto* x = reinterpret_cast<const uint16_t*>(arena_.as<float>() + tiles_of_rows_);
-  kernels_.tiles->multiply({&weight.view(), item.panel, item.panel_end, x, step_.tiled, item.row,
-                            item.row_end - item.row, y, kTileStride});
+  kernels_.tiles->multiply(
+      {&weight.view(), item.panel, item.panel_end, x, step_.tiled, item.row, item.row_end - item.row, y, kTileStride});
 }
 
 void Plan::run_tiled_linears(const Op& op, const TileItem& item, int worker) noexcept {

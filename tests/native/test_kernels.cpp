@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <limits>
+#include <optional>
 
 #include "kernel_cases.h"
 #include "kernels/half.h"
@@ -199,6 +200,40 @@ TEST("every number of rows up to two tiles, and the most, give each row the same
         const std::vector<float> y = product(set, matrix.view(), q.first, nullptr, rows);
         if (rows == kMostRows) all = y;
         check_same(y.data(), all.data(), y.size(), describe(set, encoding_name(encoding), n, k, rows));
+      }
+    }
+  }
+}
+
+TEST("panels that one row reads side by side, or woven with a partner's, have the bits of each alone") {
+  for (int e = static_cast<int>(Encoding::kInt4); e <= static_cast<int>(Encoding::kIq1M); ++e) {
+    const auto encoding = static_cast<Encoding>(e);
+    if (is_float(encoding)) continue;
+    const int64_t n = 16 * 19 - 3, k = 512, panels = 19;
+    PackOptions options;
+    if (encoding == Encoding::kTable4) options.table = some_table();
+    const PackedMatrix sized(encoding, n, k, options);
+    PackedMatrix first(encoding, n, k, options, {.room = sized.panel_bytes()});
+    PackedMatrix second(encoding, n, k, options, {.beside = &first});
+    for (PackedMatrix* matrix : {&first, &second}) {
+      block_layout(encoding) ? fill_blocks(*matrix) : fill_integers(*matrix);
+    }
+    const std::optional<Weights> both = woven(first, second);
+    CHECK(both.has_value() && !woven(second, first) && !woven(first, sized));
+    if (!both) continue;
+    const std::vector<float> x = activations(1, k);
+    for (const KernelSet& set : sets_under_test()) {
+      const Activations q(set, x.data(), 1, k);
+      const auto multiply = [&](const Weights& w, int64_t begin, int64_t end) {
+        std::vector<float> y(static_cast<std::size_t>((end - begin) * kLanes));
+        set.gemm({&w, begin, end, q.first, nullptr, k, 1, y.data(), 0});
+        return y;
+      };
+      const std::vector<float> pairs = multiply(*both, 0, 2 * panels);
+      for (int64_t panel = 0; panel < 2 * panels; ++panel) {
+        const std::vector<float> alone = multiply((panel % 2 ? second : first).view(), panel / 2, panel / 2 + 1);
+        check_same(pairs.data() + panel * kLanes, alone.data(), alone.size(),
+                   describe(set, encoding_name(encoding), n, k, 1) + " panel " + std::to_string(panel));
       }
     }
   }
