@@ -51,6 +51,39 @@ void check(const SamplerOptions& o, int32_t vocabulary) {
   }
 }
 
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// For logits of which one is NaN or +inf, or all are -inf.
+[[noreturn]] void refuse(std::span<const float> logits) {
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInf); });
+  if (bad == logits.end()) throw Error(Fault::kNumerical, "no token is possible: every logit is -inf");
+  throw Error(Fault::kNumerical, "the logit of token " + std::to_string(bad - logits.begin()) + " is " +
+                                     std::to_string(*bad) + ", expected a finite number or -inf");
+}
+
+// The first of the largest: what is left of a greedy chain without penalties, in one sweep.
+int32_t largest(std::span<const float> logits) {
+  constexpr std::size_t kLanes = 16;  // maxima side by side, for the compiler's vectors
+  std::array<float, kLanes> most;
+  most.fill(-kInf);
+  std::array<int32_t, kLanes> faults{};
+  std::size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const float x = logits[i + lane];
+      faults[lane] |= x < kInf ? 0 : 1;
+      most[lane] = x > most[lane] ? x : most[lane];
+    }
+  }
+  for (; i < logits.size(); ++i) {
+    faults[0] |= logits[i] < kInf ? 0 : 1;
+    most[0] = std::max(most[0], logits[i]);
+  }
+  const float best = *std::max_element(most.begin(), most.end());
+  if (best == -kInf || std::ranges::any_of(faults, [](int32_t fault) { return fault != 0; })) refuse(logits);
+  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), best) - logits.begin());
+}
+
 struct Wide {
   uint64_t high;
   uint64_t low;
@@ -103,9 +136,8 @@ void Sampler::see_prompt(std::span<const int32_t> tokens) {
 }
 
 Sampled Sampler::sample(std::span<const float> logits) {
-  fill(biased(logits));
-  for (const Stage stage : options_.order) run(stage);
-  Sampled sampled{greedy_ ? best().token : draw(), std::numeric_limits<float>::quiet_NaN(), {}};
+  const int32_t chosen = greedy_ && !penalised_ ? largest(biased(logits)) : choose(biased(logits));
+  Sampled sampled{chosen, std::numeric_limits<float>::quiet_NaN(), {}};
   if (options_.logprobs >= 0) report(logits, sampled);
   ++index_;
   if (penalised_) {
@@ -124,9 +156,14 @@ std::span<const float> Sampler::biased(std::span<const float> logits) {
   return biased_;
 }
 
+int32_t Sampler::choose(std::span<const float> logits) {
+  fill(logits);
+  for (const Stage stage : options_.order) run(stage);
+  return greedy_ ? best().token : draw();
+}
+
 // Makes a candidate of every token that is not forbidden by a logit of -inf.
 void Sampler::fill(std::span<const float> logits) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
   Candidate* const out = storage_.data();
   std::size_t count = 0;
   bool sound = true;
@@ -136,12 +173,7 @@ void Sampler::fill(std::span<const float> logits) {
     out[count] = {logit, static_cast<int32_t>(i)};
     count += logit > -kInf;
   }
-  if (!sound) {
-    const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInf); });
-    throw Error(Fault::kNumerical, "the logit of token " + std::to_string(bad - logits.begin()) + " is " +
-                                       std::to_string(*bad) + ", expected a finite number or -inf");
-  }
-  if (count == 0) throw Error(Fault::kNumerical, "no token is possible: every logit is -inf");
+  if (!sound || count == 0) refuse(logits);
   kept_ = std::span(storage_).first(count);
 }
 

@@ -67,6 +67,7 @@ class Sampler {
   };
 
   std::span<const float> biased(std::span<const float> logits);
+  int32_t choose(std::span<const float> logits);
   void fill(std::span<const float> logits);
   void run(Stage stage) noexcept;
   void penalties() noexcept;

@@ -1,6 +1,8 @@
 // The sampler without Python: known answers, refusals, and memory under the sanitizers.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "check.h"
 #include "core/error.h"
@@ -73,6 +75,30 @@ TEST("a truncation that leaves one token chooses it") {
     if (which == 1) options.top_p = 1e-9;
     if (which == 2) options.min_p = 1;
     CHECK_EQ(Sampler(options, 3).sample(logits).token, 1);
+  }
+}
+
+TEST("without penalties the greedy choice is that of the whole chain: the first of the largest") {
+  std::mt19937 random(5);
+  for (const std::size_t size : {1, 2, 15, 16, 17, 33, 1000}) {
+    for (int trial = 0; trial < 50; ++trial) {
+      std::vector<float> logits(size);
+      for (float& logit : logits) logit = static_cast<float>(random() % 7) - 3.0f;
+      for (std::size_t i = 0; i < size; i += 2) logits[(i + random()) % size] = -std::numeric_limits<float>::infinity();
+      if (trial == 0) std::fill(logits.begin(), logits.end(), -0.0f);
+      const bool none = std::ranges::all_of(logits, [](float x) { return std::isinf(x); });
+      SamplerOptions greedy, penalised;
+      greedy.temperature = penalised.temperature = 0;
+      penalised.presence_penalty = 1;  // of a token that has been seen; none has
+      Sampler chosen(greedy, static_cast<int32_t>(size)), expected(penalised, static_cast<int32_t>(size));
+      if (none) {
+        CHECK(fails_with(Fault::kNumerical, [&] { chosen.sample(logits); }));
+      } else {
+        CHECK_EQ(chosen.sample(logits).token, expected.sample(logits).token);
+      }
+      logits[random() % size] = trial % 2 ? std::nanf("") : std::numeric_limits<float>::infinity();
+      CHECK(fails_with(Fault::kNumerical, [&] { chosen.sample(logits); }));
+    }
   }
 }
 
