@@ -141,22 +141,36 @@ void Session::reserve_pages(const std::vector<Feed>& feeds) {
   }
 }
 
-// The tokens are in the cache: names the pages they fill.
+// Tokens [begin, end) of a feed, which come next: the whole pages among them, for tile units.  Which those are depends
+// on their positions alone, as long as a prompt is cut at ends of pages.
+std::pair<std::size_t, std::size_t> Session::tiled_tokens(const Sequence& sequence, std::size_t count) const noexcept {
+  const std::size_t first = static_cast<std::size_t>(sequence.length), left = (first + count) % kPageTokens;
+  const std::size_t to_page = (kPageTokens - first % kPageTokens) % kPageTokens;
+  if (!plan_.tiles() || to_page + kPageTokens + left > count) return {0, 0};
+  return {to_page, count - left};
+}
+
+// The tokens are in the cache.  Names the pages they fill, but none that tile units would have computed and did not:
+// pages of one name must be of the same bits, whoever filled them.
 void Session::advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept {
-  for (const int32_t token : tokens) {
-    sequence.tail.push_back(token);
+  const auto [begin, end] = tiled_tokens(sequence, tokens.size());
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    sequence.tail.push_back(tokens[i]);
     ++sequence.length;
     if (sequence.tail.size() < kPageTokens) continue;
-    const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
-    KvCache::PageRef& page = sequence.pages[index];
-    page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data());
-    sequence.addresses[index] = KvCache::address(page);
+    if (!plan_.tiles() || (begin <= i && i < end)) name_last_page(sequence);
     sequence.tail.clear();
   }
 }
 
+void Session::name_last_page(Sequence& sequence) noexcept {
+  const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
+  KvCache::PageRef& page = sequence.pages[index];
+  page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data());
+  sequence.addresses[index] = KvCache::address(page);
+}
+
 // Rows of a step: first, for tile units, the tokens of every feed that are whole pages of the cache; then the others.
-// Which those are depends on their positions alone, as long as a prompt is cut at ends of pages.
 void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results) {
   tokens_.clear();
   positions_.clear();
@@ -165,9 +179,8 @@ void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResul
   std::vector<std::pair<std::size_t, std::size_t>> pages(feeds.size());  // tokens [begin, end) of each feed
   for (std::size_t f = 0; f < feeds.size(); ++f) {
     const Feed& feed = feeds[f];
-    const std::size_t count = feed.tokens.size(), last = static_cast<std::size_t>(find(feed.sequence).length) + count;
-    const std::size_t to_page = (kPageTokens - (last - count) % kPageTokens) % kPageTokens, left = last % kPageTokens;
-    if (plan_.tiles() && to_page + kPageTokens + left <= count) pages[f] = {to_page, count - left};
+    const std::size_t count = feed.tokens.size();
+    pages[f] = tiled_tokens(find(feed.sequence), count);
     collect_run(feeds, f, pages[f].first, pages[f].second, true);
     if (feed.want == Want::kScores) results[f].scores.resize(count);
     if (feed.want == Want::kLogits) results[f].logits.resize(count * static_cast<std::size_t>(plan_.vocabulary()));

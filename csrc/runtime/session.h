@@ -63,7 +63,8 @@ class Session {
   int64_t open(std::shared_ptr<Sampler> sampler);
   void close(int64_t sequence);
   // Takes for an empty sequence what others have computed of the beginning of this prompt, and never all of it: the
-  // last token is left to be fed.  Returns the positions taken, a multiple of kPageTokens.
+  // last token is left to be fed.  With tile units that is whole pages of prompts, which alone they compute, so that
+  // what is taken has the bits that feeding it would give.  Returns the positions taken, a multiple of kPageTokens.
   int64_t reuse(int64_t sequence, std::span<const int32_t> prompt);
   int64_t length(int64_t sequence) const;
 
@@ -104,7 +105,9 @@ class Session {
   Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   void check(const std::vector<Feed>& feeds);
   void reserve_pages(const std::vector<Feed>& feeds);
+  std::pair<std::size_t, std::size_t> tiled_tokens(const Sequence& sequence, std::size_t count) const noexcept;
   void advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept;
+  void name_last_page(Sequence& sequence) noexcept;
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
   void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end, bool tiled);
   void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
