@@ -214,7 +214,7 @@ py::list step(Session& session, const std::vector<FeedTuple>& tuples) {
 
 py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) {
   const auto& widths = session.plan().program().widths();
-  if (id < 0 || static_cast<std::size_t>(id) >= widths.size() || rows < 0 || rows > session.options().batch) {
+  if (id < 0 || static_cast<std::size_t>(id) >= widths.size() || rows < 0 || rows > session.options().limits.rows) {
     throw Error(Fault::kInvalid,
                 "value " + std::to_string(id) + " of " + std::to_string(rows) + " rows does not exist");
   }
@@ -265,9 +265,16 @@ void bind_runtime(py::module_& m) {
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
                        int64_t context, int64_t cache_pages, const std::string& cache, int64_t kept_pages,
                        bool keep_values, bool profile, bool tiles) {
-             const SessionOptions options{threads,    batch,       context, cache_pages, cache_named(cache),
-                                          kept_pages, keep_values, profile, tiles};
-             return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
+             const PlanLimits limits{.rows = batch,
+                                     .context = context,
+                                     .cache = cache_named(cache),
+                                     .keep_values = keep_values,
+                                     .profile = profile,
+                                     .tiles = tiles};
+             return std::make_unique<Session>(
+                 std::move(program), select_kernels(isa),
+                 SessionOptions{
+                     .limits = limits, .threads = threads, .cache_pages = cache_pages, .kept_pages = kept_pages});
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
            py::arg("context"), py::arg("cache_pages"), py::arg("cache") = "f16", py::arg("kept_pages") = 0,

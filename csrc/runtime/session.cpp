@@ -45,8 +45,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(*program_, kernels, team_,
-            {options.batch, options.context, options.cache, options.keep_values, options.profile, options.tiles}),
+      plan_(*program_, kernels, team_, options.limits),
       cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
@@ -102,9 +101,9 @@ void Session::check(const std::vector<Feed>& feeds) {
     if (feed.tokens.empty()) throw Error(Fault::kInvalid, "a feed without tokens");
     const int64_t count = static_cast<int64_t>(feed.tokens.size());
     rows += count;
-    if (sequence.length + count > options_.context) {
+    if (sequence.length + count > options_.limits.context) {
       throw Error(Fault::kContextFull, std::to_string(sequence.length + count) + " tokens do not fit the context of " +
-                                           std::to_string(options_.context));
+                                           std::to_string(options_.limits.context));
     }
     const auto check_token = [&](int32_t token, int32_t least) {
       if (token >= least && token < plan_.vocabulary()) return;
@@ -120,9 +119,9 @@ void Session::check(const std::vector<Feed>& feeds) {
       throw Error(Fault::kInvalid, "sequence " + std::to_string(feed.sequence) + " has no sampler");
     }
   }
-  if (rows < 1 || rows > options_.batch) {
+  if (rows < 1 || rows > options_.limits.rows) {
     throw Error(Fault::kInvalid,
-                std::to_string(rows) + " rows in a step, expected 1 to " + std::to_string(options_.batch));
+                std::to_string(rows) + " rows in a step, expected 1 to " + std::to_string(options_.limits.rows));
   }
 }
 

@@ -44,15 +44,10 @@ struct FeedResult {
 };
 
 struct SessionOptions {
+  PlanLimits limits{};
   int threads = 1;
-  int64_t batch = 512;      // most rows in a step
-  int64_t context = 4096;   // most positions of a sequence
   int64_t cache_pages = 0;  // most cache pages in use at once
-  CacheType cache = CacheType::kF16;
-  int64_t kept_pages = 0;    // most cache pages there are because of what they hold; see KvCache
-  bool keep_values = false;  // see PlanLimits
-  bool profile = false;
-  bool tiles = false;  // see PlanLimits
+  int64_t kept_pages = 0;   // most cache pages there are because of what they hold; see KvCache
 };
 
 class Session {

@@ -81,7 +81,7 @@ int main(int count, char** arguments) {
   }
   const std::optional<Encoding> encoding = encoding_named(arguments[2]);
   const int64_t prompt = std::atol(arguments[3]), steps = std::atol(arguments[4]);
-  const SessionOptions options{.threads = 1, .batch = kBatch, .context = 2048, .cache_pages = 64};
+  const SessionOptions options{.limits = {.rows = kBatch, .context = 2048}, .cache_pages = 64};
   Session session(make_program(encoding.value_or(Encoding::kF32)), select_kernels(arguments[1]), options);
   SamplerOptions greedy;
   greedy.temperature = 0;

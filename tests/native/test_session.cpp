@@ -49,7 +49,9 @@ std::shared_ptr<const Program> make_program() {
   return program;
 }
 
-SessionOptions options(int threads) { return {threads, 64, 200, 40}; }
+SessionOptions options(int threads) {
+  return {.limits = {.rows = 64, .context = 200}, .threads = threads, .cache_pages = 40};
+}
 
 std::vector<int32_t> text(int length, unsigned seed) {
   std::mt19937 random(seed);

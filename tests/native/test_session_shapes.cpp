@@ -60,6 +60,10 @@ std::shared_ptr<const Program> random_program(const Shape& s, Encoding encoding,
   return program;
 }
 
+SessionOptions options(int threads, int64_t rows, int64_t pages) {
+  return {.limits = {.rows = rows, .context = kContext}, .threads = threads, .cache_pages = pages};
+}
+
 std::vector<int32_t> random_tokens(std::size_t count, int64_t vocabulary) {
   std::vector<int32_t> tokens(count);
   for (int32_t& token : tokens) token = static_cast<int32_t>(random_bits()() % static_cast<uint32_t>(vocabulary));
@@ -102,11 +106,11 @@ TEST("every shape gives the same bits on every kernel set, on any threads and in
     for (const Encoding encoding : {Encoding::kInt4, Encoding::kInt8, Encoding::kF32}) {
       const auto program = random_program(shape, encoding);
       const auto tokens = random_tokens(kContext, shape.vocabulary);
-      Session alone(program, scalar_set(), {1, kContext, kContext, 3});
+      Session alone(program, scalar_set(), options(1, kContext, 3));
       const std::vector<float> expected = logits(alone, tokens, kContext);
       for (const float value : expected) CHECK(std::isfinite(value));
       for (const KernelSet& set : sets_under_test()) {
-        Session session(program, set, {3, kContext, kContext, 3});
+        Session session(program, set, options(3, kContext, 3));
         for (const std::size_t piece : {1, 17, 70}) {
           const std::vector<float> found = logits(session, tokens, piece);
           CHECK_EQ(found.size(), expected.size());
@@ -124,7 +128,7 @@ TEST("a step of more sequences than a tile, sampling and scoring, is the same on
   for (std::size_t i = 0; i < 33; ++i) texts.push_back(random_tokens(1 + i % 7, shape.vocabulary));
   std::vector<float> first;
   for (const int threads : {1, 2, 3, 7}) {
-    Session session(program, *sets_under_test().data(), {threads, 512, kContext, 99});
+    Session session(program, *sets_under_test().data(), options(threads, 512, 99));
     std::vector<Feed> feeds;
     for (const auto& text : texts) {
       const bool samples = feeds.size() % 2 == 0;
@@ -146,7 +150,7 @@ TEST("a step of more sequences than a tile, sampling and scoring, is the same on
 
 TEST("threads that step, cancel, open and close share a session") {
   const Shape& shape = kShapes[1];
-  Session session(random_program(shape, Encoding::kInt8), *sets_under_test().data(), {2, 64, kContext, 99});
+  Session session(random_program(shape, Encoding::kInt8), *sets_under_test().data(), options(2, 64, 99));
   const auto tokens = random_tokens(kContext, shape.vocabulary);
   const std::vector<float> expected = logits(session, tokens, 64);
   std::atomic<bool> stop{false};
@@ -188,7 +192,7 @@ TEST("threads that step, cancel, open and close share a session") {
 
 TEST("a step that is interrupted, out of pages or past the context moves nothing") {
   const Shape& shape = kShapes[0];
-  Session session(random_program(shape, Encoding::kInt4), *sets_under_test().data(), {2, 512, kContext, 2});
+  Session session(random_program(shape, Encoding::kInt4), *sets_under_test().data(), options(2, 512, 2));
   const int64_t sequence = session.open(nullptr);
   const auto feed = [&](std::size_t count) {
     return std::vector<Feed>{{sequence, random_tokens(count, shape.vocabulary), Want::kNothing, {}}};
