@@ -160,12 +160,13 @@ void Plan::prepare(const Step& step) noexcept {
   brief_ = group <= kTileRows;
   for (int64_t i = 0; i < step.run_count; ++i) {
     const Run& run = step.runs[i];
+    const bool tiled = run.row < step.tiled;
     brief_ = brief_ && run.rows == 1 && run.position < kBriefPositions;
-    if (!run.tiled) longest = std::max(longest, run.position + run.rows);
+    if (!tiled) longest = std::max(longest, run.position + run.rows);
     for (int64_t row = 0; row < run.rows; row += block_rows()) {
       blocks_.push_back({run.row + row, std::min(block_rows(), run.rows - row), run.position + row, run.pages});
     }
-    if (!run.tiled) continue;
+    if (!tiled) continue;
     tiled_blocks_ = static_cast<int64_t>(blocks_.size());
     for (int64_t row = 0; row < run.rows; row += kTileQueries) {
       const int64_t count = std::min<int64_t>(kTileQueries, run.rows - row);

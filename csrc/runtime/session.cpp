@@ -180,24 +180,24 @@ void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResul
     const Feed& feed = feeds[f];
     const std::size_t count = feed.tokens.size();
     pages[f] = tiled_tokens(find(feed.sequence), count);
-    collect_run(feeds, f, pages[f].first, pages[f].second, true);
+    collect_run(feeds, f, pages[f].first, pages[f].second);
     if (feed.want == Want::kScores) results[f].scores.resize(count);
     if (feed.want == Want::kLogits) results[f].logits.resize(count * static_cast<std::size_t>(plan_.vocabulary()));
   }
+  tiled_ = static_cast<int64_t>(tokens_.size());
   for (std::size_t f = 0; f < feeds.size(); ++f) {
-    collect_run(feeds, f, 0, pages[f].first, false);
-    collect_run(feeds, f, pages[f].second, feeds[f].tokens.size(), false);
+    collect_run(feeds, f, 0, pages[f].first);
+    collect_run(feeds, f, pages[f].second, feeds[f].tokens.size());
   }
 }
 
-void Session::collect_run(const std::vector<Feed>& feeds, std::size_t f, std::size_t begin, std::size_t end,
-                          bool tiled) {
+void Session::collect_run(const std::vector<Feed>& feeds, std::size_t f, std::size_t begin, std::size_t end) {
   if (begin == end) return;
   const Feed& feed = feeds[f];
   const Sequence& sequence = find(feed.sequence);
   const int64_t first = sequence.length + static_cast<int64_t>(begin);
-  runs_.push_back({static_cast<int64_t>(tokens_.size()), static_cast<int64_t>(end - begin), first,
-                   sequence.addresses.data(), tiled});
+  runs_.push_back(
+      {static_cast<int64_t>(tokens_.size()), static_cast<int64_t>(end - begin), first, sequence.addresses.data()});
   for (std::size_t i = begin; i < end; ++i) {
     const bool wanted = feed.want == Want::kLogits || (feed.want == Want::kSample && i + 1 == feed.tokens.size()) ||
                         (feed.want == Want::kScores && feed.targets[i] >= 0);
@@ -274,10 +274,14 @@ std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*int
   std::vector<FeedResult> results(feeds.size());
   collect_rows(feeds, results);
   Watch watch{&cancel_, interrupted, std::chrono::steady_clock::now() + kInterruptInterval};
-  int64_t tiled = 0;
-  for (const Run& run : runs_) tiled += run.tiled ? run.rows : 0;
-  const Step step{static_cast<int64_t>(tokens_.size()), tiled,       tokens_.data(), positions_.data(), runs_.data(),
-                  static_cast<int64_t>(runs_.size()),   &Watch::ask, &watch};
+  const Step step{.rows = static_cast<int64_t>(tokens_.size()),
+                  .tiled = tiled_,
+                  .tokens = tokens_.data(),
+                  .positions = positions_.data(),
+                  .runs = runs_.data(),
+                  .run_count = static_cast<int64_t>(runs_.size()),
+                  .cancelled = &Watch::ask,
+                  .cancel_context = &watch};
   cancel_.store(false);
   stepping_.store(true);
   try {

@@ -104,7 +104,7 @@ class Session {
   void advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept;
   void name_last_page(Sequence& sequence) noexcept;
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
-  void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end, bool tiled);
+  void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end);
   void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
   void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);
 
@@ -121,6 +121,7 @@ class Session {
 
   std::vector<int32_t> tokens_;  // of the rows of the step being run
   std::vector<int64_t> positions_;
+  int64_t tiled_ = 0;  // of the rows the first, see Step
   std::vector<Run> runs_;
   std::vector<Output> outputs_;
 };
