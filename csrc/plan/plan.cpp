@@ -150,8 +150,8 @@ void Plan::prepare(const Step& step) noexcept {
   step_ = step;
   phases_.reset();
   const int64_t group = attention_.heads / attention_.kv_heads;
-  // Few queries: smaller tiles, so that every worker gets some.
-  const int64_t share = step.rows * attention_.heads / (team_.size() * int64_t{2});
+  // Few queries beside those for tile units: smaller tiles, so that every worker gets some.
+  const int64_t share = (step.rows - step.tiled) * attention_.heads / (team_.size() * int64_t{2});
   head_chunk_ = std::clamp<int64_t>(share, 1, std::min<int64_t>(group, kTileRows));
   int64_t longest = 0;
   blocks_.clear();
