@@ -98,8 +98,11 @@ class Plan {
     int64_t begin, end;  // panels
     int64_t row, row_end;
   };
-  struct ExpertTile {  // rows of one expert, neighbours in the order of assignments
+  struct ExpertItem {  // a tile of rows of one expert, neighbours in the order of assignments, times some panels
     int64_t expert, first, count;
+    int64_t begin, end;  // panels, of those of all experts
+    int64_t output;      // of the expert, the first of these panels
+    bool fresh;          // the worker had other rows before
   };
   struct Assignments {  // of rows to experts
     int32_t* order;     // those of the same expert together
@@ -169,7 +172,13 @@ class Plan {
                 float* y, int64_t ldy) const noexcept;
 
   void run_experts(const Op& op, std::size_t index, int worker) noexcept;
+  void route_rows(const Op& op, int worker) noexcept;
   void route(const Op& op, int64_t row, int rows, int worker) noexcept;
+  template <typename Body>
+  void each_expert_item(const Op& op, const PackedMatrix& weight, int64_t tiles, int worker, const Body& body) noexcept;
+  void run_inner(const Op& op, const ExpertItem& item, int worker) noexcept;
+  void run_outer(const Op& op, const ExpertItem& item, int worker) noexcept;
+  void mix_experts(const Op& op, int64_t row) noexcept;
   Assignments assignments() noexcept;
   int64_t sort_assignments(const Op& op) noexcept;
 
