@@ -15,10 +15,9 @@
 #include "plan/profile.h"
 #include "plan/program.h"
 #include "plan/step.h"
+#include "plan/worker_room.h"
 
 namespace cpuinfer {
-
-class ArenaLayout;
 
 struct PlanLimits {
   int64_t rows = 512;      // most rows in a step
@@ -60,6 +59,7 @@ class Plan {
   CacheShape cache_shape() const noexcept { return cache_; }
   bool tiles() const noexcept { return limits_.tiles && kernels_.tiles != nullptr; }
   int64_t weight_bytes() const noexcept;
+  int64_t arena_bytes() const noexcept { return static_cast<int64_t>(arena_.bytes()); }
   const Profile* profile() const noexcept { return profile_.get(); }  // null unless asked for
 
  private:
@@ -80,16 +80,6 @@ class Plan {
     const int32_t* order;
     int64_t first = 0;  // row, without `rows`
   };
-  struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
-    int64_t normed;             // [kTileRows][widest input]
-    int64_t unordered;          // [widest input]: a row before its inputs are put into another order
-    int64_t gate;               // [kMostRows][kPanelsPerItem * 16]: of glu
-    int64_t attend;             // see Attend::scratch
-    int64_t codes, scale, sum;  // a quantised tile
-    int64_t router;             // [kTileRows][experts]
-    int64_t tile_sums;          // [rows][kTileStride]
-    int64_t tile_attend;        // TileAttend::room
-  };
   struct Cut {  // of a linear op, into items: chunks of the panels of all its matrices times blocks of rows
     int64_t chunks, row_blocks;
   };
@@ -109,12 +99,8 @@ class Plan {
     int32_t* place;     // of each in that order
     int32_t* starts;    // of each tile in that order, and the end of the last
   };
-  static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 256 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
-  static constexpr int64_t kTilePanels = 16;  // of an item on tile units: with all rows, half of the second cache
-  static constexpr int64_t kTileStride =
-      (kTilePanels + 1) * kLanes;             // no power of two, so that rows share no cache set
   static constexpr int64_t kSharedItems = 2;  // for each worker: with fewer heads to attend, segments are items
   static constexpr std::size_t kPhases = 5;   // of an op, at most
 
