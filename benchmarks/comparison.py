@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from measurement import Plan, Task
 from model_files import Model
 from runtimes import Measured, Runtime, busy, measure_in_turn
+from startup import Start
 
 ANSWER = Task(32, 31)
 """32 tokens in, 32 out."""
@@ -18,9 +19,8 @@ BATCHES = tuple(Task(8, 16, sequences) for sequences in (1, 2, 4, 8, 16))
 STEPS = Task(8, 24)
 """Decoding alone."""
 THREADS = (Task(128, 0), STEPS)
-LEVELS = ("smollm2-135m", "llama-1b:Q4_0")
-"""The models on which instruction sets are compared."""
-SWEPT = ("smollm2-135m", "llama-1b:Q4_0")
+SMALL = ("smollm2-135m", "llama-1b:Q4_0")
+"""The models on which instruction sets are compared, and that sweeps, busy cores and starts are measured with."""
 LARGE = 2_000_000_000
 """Bytes of a model from which on one repeat a process is enough, whatever is asked for: it takes long."""
 
@@ -46,7 +46,7 @@ class Results:
     quiet: list[Measured] = field(default_factory=list)
     busy: list[Measured] = field(default_factory=list)
     """In the order of `quiet`."""
-    startup: dict[str, list[float]] = field(default_factory=dict)
+    startup: dict[str, list[Start]] = field(default_factory=dict)
 
 
 def measure_table(model: Model, runtimes: Sequence[Runtime], effort: Effort) -> list[Measured]:

@@ -1,4 +1,4 @@
-// Times the matrix products of every kernel set this machine runs, on one thread, beside what the machine can do.
+// Times the matrix products of every kernel set this machine runs, on one thread, beside how fast memory is read.
 // Prints one line per measurement, comma-separated: set, encoding, rows, bytes of weights, number of weights, seconds
 // (median), spread.  With arguments, products are timed for the sets named alone.
 #include <immintrin.h>
@@ -15,14 +15,13 @@
 #include "kernels/blocks.h"
 #include "kernels/dispatch.h"
 #include "kernels/pack.h"
+#include "plan/worker_room.h"
 
 namespace {
 
 using namespace cpuinfer;
 
 constexpr int kRepeats = 15;
-constexpr int64_t kPanels = 8;                // of a product, as a plan cuts them
-constexpr int64_t kSteps = int64_t{1} << 22;  // dot products per chain when measuring a peak
 
 struct Timing {
   double median, spread;  // seconds; spread is the distance between the quartiles
@@ -46,35 +45,6 @@ void report(const char* set, const char* what, int rows, double bytes, double we
   std::printf("%s,%s,%d,%.0f,%.0f,%.9f,%.9f\n", set, what, rows, bytes, weights, timing.median / repeats,
               timing.spread / repeats);
   std::fflush(stdout);
-}
-
-// Twelve independent chains, more than the latency times the throughput of any processor so far.
-__attribute__((target("avx512f,avx512vnni"))) int peak_avx512() {
-  __m512i sum[12] = {};
-  __m512i w = _mm512_set1_epi8(3), x = _mm512_set1_epi8(1);
-  for (int64_t i = 0; i < kSteps; ++i) {
-    for (auto& chain : sum) {
-      chain = _mm512_dpbusd_epi32(chain, w, x);
-      asm volatile("" : "+v"(w), "+v"(x));  // else equal chains become one
-    }
-  }
-  int total = 0;
-  for (const auto& chain : sum) total += _mm512_cvtsi512_si32(chain);
-  return total;
-}
-
-__attribute__((target("avx2"))) int peak_avx2() {
-  __m256i sum[12] = {};
-  __m256i w = _mm256_set1_epi8(3), x = _mm256_set1_epi8(1);
-  for (int64_t i = 0; i < kSteps; ++i) {
-    for (auto& chain : sum) {
-      chain = _mm256_add_epi16(chain, _mm256_maddubs_epi16(w, x));
-      asm volatile("" : "+x"(w), "+x"(x));
-    }
-  }
-  int total = 0;
-  for (const auto& chain : sum) total += _mm256_cvtsi256_si32(chain);
-  return total;
 }
 
 __attribute__((target("avx2"))) int read_all(std::span<const uint8_t> bytes) {
@@ -104,14 +74,15 @@ void time_product(const KernelSet& set, const PackedMatrix& matrix, const char* 
         {std::min(kTileRows, rows - row), codes.data() + at, scale.data() + at / kGroup, sum.data() + at / kHalf});
   }
   const int64_t panels = matrix.panels();
-  std::vector<float> y(static_cast<std::size_t>(rows * kPanels * kLanes));
+  std::vector<float> y(static_cast<std::size_t>(rows * kPanelsPerItem * kLanes));
   const QuantizedRows first{std::min(rows, kTileRows), codes.data(), scale.data(), sum.data()};
   const auto bytes = static_cast<double>(matrix.bytes());
   const int repeats = std::max(1, static_cast<int>(1e9 / (static_cast<double>(w.n * w.k) * std::max(rows, 4))));
   const Timing timing = measure([&] {
     for (int i = 0; i < repeats; ++i) {
-      for (int64_t panel = 0; panel < panels; panel += kPanels) {
-        set.gemm({&w, panel, std::min(panels, panel + kPanels), first, nullptr, 0, rows, y.data(), kPanels * kLanes});
+      for (int64_t panel = 0; panel < panels; panel += kPanelsPerItem) {
+        set.gemm({&w, panel, std::min(panels, panel + kPanelsPerItem), first, nullptr, 0, rows, y.data(),
+                  kPanelsPerItem * kLanes});
       }
     }
   });
@@ -158,13 +129,35 @@ void time_reading(const char* name, std::size_t size) {
   report("read", name, 1, amount, 0, timing, repeats);
 }
 
-void time_machine(uint32_t features) {
-  const auto steps = static_cast<double>(kSteps);
-  if (features & kCpuAvx512Vnni)
-    report("peak", "avx512_vnni", 1, 0, 12 * 64 * steps, measure([] { sink = peak_avx512(); }));
-  if (features & kCpuAvx2) report("peak", "avx2", 1, 0, 12 * 32 * steps, measure([] { sink = peak_avx2(); }));
-  time_packing(Encoding::kInt4, "int4");
-  time_packing(Encoding::kInt8, "int8");
+// Rows of whole pages on tile units, their conversion included, rows and panels cut as a plan does.
+void time_tiles(const KernelSet& set, const PackedMatrix& matrix, const char* name, int rows) {
+  const Weights& w = matrix.view();
+  std::vector<float> x(static_cast<std::size_t>(rows * w.k)), y(kTileSweep * kTileStride);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 101) - 50.0f;
+  Buffer tiles(static_cast<std::size_t>(rows * round_up(w.k, kGroup)) * sizeof(uint16_t));
+  auto* read = tiles.as<uint16_t>();
+  const auto products = static_cast<double>(w.n * w.k) * rows;
+  const int repeats = std::max(1, static_cast<int>(4e9 / products));
+  const Timing timing = measure([&] {
+    for (int i = 0; i < repeats; ++i) {
+      for (int64_t row = 0; row < rows; ++row) set.tiles->to_tiles(x.data() + row * w.k, w.k, rows, row, read);
+      for (int64_t row = 0; row < rows; row += kTileSweep) {
+        for (int64_t panel = 0; panel < matrix.panels(); panel += kTilePanels) {
+          const int64_t end = std::min(matrix.panels(), panel + kTilePanels), most = rows - row;
+          set.tiles->multiply({&w, panel, end, read, rows, row, std::min(most, kTileSweep), y.data(), kTileStride});
+        }
+      }
+    }
+  });
+  report(set.name, name, rows, static_cast<double>(matrix.bytes()), static_cast<double>(w.n * w.k), timing, repeats);
+}
+
+void time_set(const KernelSet& set, const PackedMatrix& matrix, const char* name) {
+  if (set.tiles != nullptr) {  // what else it has is another row's
+    for (const int rows : {kMostRows, 8 * kMostRows}) time_tiles(set, matrix, name, rows);
+    return;
+  }
+  for (const int rows : {1, 2, 4, kTileRows, 2 * kTileRows, kMostRows}) time_product(set, matrix, name, rows);
 }
 
 struct Case {
@@ -179,7 +172,10 @@ constexpr Case kCases[] = {
 int main(int count, char** arguments) {
   const std::vector<std::string> wanted(arguments + 1, arguments + count);
   const uint32_t features = cpu_info().features;
-  if (wanted.empty()) time_machine(features);
+  if (wanted.empty()) {
+    time_packing(Encoding::kInt4, "int4");
+    time_packing(Encoding::kInt8, "int8");
+  }
   for (const auto& [encoding, name] : kCases) {
     for (const int64_t n :
          {512, 32768}) {  // a matrix that stays in the second cache, and one that must come from memory
@@ -188,7 +184,7 @@ int main(int count, char** arguments) {
       for (const KernelSet& set : kernel_sets()) {
         if (!missing_for(set, cpu_info()).empty()) continue;
         if (wanted.empty() ? set.needs == 0 : std::ranges::find(wanted, set.name) == wanted.end()) continue;
-        for (const int rows : {1, 2, 4, kTileRows, 2 * kTileRows, kMostRows}) time_product(set, matrix, name, rows);
+        time_set(set, matrix, name);
       }
     }
   }

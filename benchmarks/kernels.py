@@ -3,27 +3,21 @@
     python benchmarks/kernels.py        (needs cmake and a C++ compiler; builds the core in a temporary folder)
 
 A sweep with 1 row is decoding: it should move weights as fast as memory is read.  A sweep with 64 rows is a prompt: it
-should come near the dot-product peak; from 2 to 16 are batches.  Median and quartile distance of 15 repeats.
+should come near the dot-product peak; from 2 to 16 are batches.  Tile units take prompts alone: of `amx` there are 64
+and 512 rows.  Median and quartile distance of 15 repeats.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import machine_limits
+
 ROOT = Path(__file__).resolve().parent.parent
-PEAK = {"amx": "avx512_vnni", "avx512_vnni": "avx512_vnni", "avx2": "avx2"}
-
-
-def processor() -> str:
-    """The processor's brand as the system reports it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def build(folder: Path) -> Path:
@@ -35,16 +29,15 @@ def build(folder: Path) -> Path:
     return folder / "bench_kernels"
 
 
-def table(measurements: list[list[str]]) -> str:
+def table(measurements: list[list[str]], peaks: Mapping[str, float]) -> str:
     """The measurements as Markdown: speed, and the share of the machine's limit that it reaches."""
-    peaks = {row[1]: 2 * float(row[4]) / float(row[5]) for row in measurements if row[0] == "peak"}
     reads = {(row[1], row[3]): float(row[3]) / float(row[5]) for row in measurements if row[0] == "read"}
     lines = [
         "| kernels | weights | MB | rows | GB/s | of read | GOP/s | of peak | spread |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, what, rows, size, weights, seconds, spread in measurements:
-        if name in ("peak", "read"):
+        if name == "read":
             continue
         amount, median = float(size), float(seconds)
         of_read = of_peak = products = ""
@@ -53,8 +46,8 @@ def table(measurements: list[list[str]]) -> str:
             products = f"{speed / 1e9:.1f}"
             if (what, size) in reads:
                 of_read = f"{amount / median / reads[what, size]:.0%}"
-            if PEAK.get(name) in peaks:
-                of_peak = f"{speed / peaks[PEAK[name]]:.0%}"
+            if (peak := machine_limits.OF_KERNELS.get(name)) in peaks:
+                of_peak = f"{speed / peaks[peak]:.0%}"
         rate, spread_share = f"{amount / median / 1e9:.1f}", f"{float(spread) / median:.0%}"
         cells = [name, what, f"{amount / 1e6:.2f}", rows, rate, of_read, products, of_peak, spread_share]
         lines.append(f"| {' | '.join(cells)} |")
@@ -62,7 +55,7 @@ def table(measurements: list[list[str]]) -> str:
     limits += [
         f"reading {float(size) / 1e6:.1f} MB ({what}) {rate / 1e9:.1f} GB/s" for (what, size), rate in reads.items()
     ]
-    return "\n".join([*lines, "", f"{processor()}, 1 thread; " + "; ".join(limits)])
+    return "\n".join([*lines, "", f"{machine_limits.processor()[0]}, 1 thread; " + "; ".join(limits)])
 
 
 def main() -> None:
@@ -72,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [str(binary or build(Path(folder)))]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    print(table([line.split(",") for line in output.splitlines()]))
+    print(table([line.split(",") for line in output.splitlines()], machine_limits.measure_peaks(1)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpuinfer import _core
-
 HERE = Path(__file__).resolve().parent
 NEEDS = {
     "avx2": {"avx2"},
@@ -20,6 +18,8 @@ NEEDS = {
     "amx_int8": {"amx_tile", "amx_int8"},
 }
 """The flags of the processor that each of `peaks.cpp` needs, as Linux names them; slowest first."""
+OF_KERNELS = {"avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512_vnni", "amx": "amx_bf16"}
+"""Which of them cpuinfer's kernel sets are held against."""
 WORKING_SET = 1 << 30
 """Bytes: more than caches hold."""
 
@@ -59,6 +59,8 @@ def processor() -> tuple[str, set[str]]:
 
 def measure(threads: int) -> Limits:
     """Takes some seconds, and a C++ compiler for the peaks."""
+    from cpuinfer import _core
+
     return Limits(threads, _core.read_bandwidth(WORKING_SET, threads, seconds=1.0), measure_peaks(threads))
 
 

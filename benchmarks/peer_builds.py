@@ -25,6 +25,7 @@ LLAMA_CPP = "llama_cpp_python-0.3.36"
 X86_64_V3 = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
 AVX512 = ("AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
 TOOLS = ("scikit-build-core", "cmake", "ninja")
+PYTHON = "bin/python"
 Scope = Literal["levels", "models", "all"]
 """Measured on the models on which instruction sets are compared; on all models; on all and in all else."""
 
@@ -35,7 +36,7 @@ class Peer:
 
     name: str
     folder: str
-    """Of its environment."""
+    """Of its environment, or of its build from sources that one gives."""
     script: str
     peak: str | None
     """As in `Runtime`."""
@@ -47,6 +48,13 @@ class Peer:
     scope: Scope = "models"
     only: tuple[str, ...] = ()
     """Models that it reads; all that it can if none is named."""
+    program: str = PYTHON
+    """In the folder, once it is built: what runs the script, or of sources that one gives, what the script runs."""
+
+    @property
+    def from_sources(self) -> bool:
+        """Whether it is no package."""
+        return self.program != PYTHON
 
     @property
     def built(self) -> str:
@@ -61,6 +69,11 @@ class Peer:
 def _llama_cpp(level: str, peak: str | None, cmake: tuple[str, ...], scope: Scope = "levels") -> Peer:
     folder = f"llama.cpp-{level.lower()}"
     return Peer(f"llama.cpp {level}", folder, "measure_llama_cpp.py", peak, cmake=cmake, scope=scope)
+
+
+def _ik_llama_cpp(name: str, options: tuple[str, ...] = (), scope: Scope = "models") -> Peer:
+    script, program = "measure_ik_llama_cpp.py", "build/bin/llama-bench"
+    return Peer(name, "ik_llama.cpp", script, "avx512_vnni", options=options, scope=scope, program=program)
 
 
 def _portable(*features: str) -> tuple[str, ...]:
@@ -78,8 +91,8 @@ PEERS = (
     _llama_cpp("VNNI", "avx512_vnni", _portable(*X86_64_V3, *AVX512)),
     _llama_cpp("AVX2", "avx2", _portable(*X86_64_V3)),
     Peer("OpenVINO", "openvino", "measure_openvino.py", "amx_bf16", ("openvino-genai==2026.4.1.0",), scope="all"),
-    Peer("ik_llama.cpp", "ik_llama.cpp", "measure_ik_llama_cpp.py", "avx512_vnni", scope="levels"),
-    Peer("ik_llama.cpp repacked", "ik_llama.cpp", "measure_ik_llama_cpp.py", "avx512_vnni", options=("-rtr", "1")),
+    _ik_llama_cpp("ik_llama.cpp", scope="levels"),
+    _ik_llama_cpp("ik_llama.cpp repacked", options=("-rtr", "1")),
     Peer(
         "Neural Speed",
         "neural-speed",
@@ -93,30 +106,25 @@ PEERS = (
 
 def python(folder: Path) -> str:
     """An environment's interpreter."""
-    return str(folder / "bin" / "python")
+    return str(folder / PYTHON)
 
 
 def present(folder: Path) -> list[tuple[Peer, Runtime]]:
     """Those that are built there."""
     found = []
     for peer in PEERS:
-        own = folder.resolve() / peer.folder
-        script = str(HERE / peer.script)
-        if peer.folder == "ik_llama.cpp":
-            needed = own / "build" / "bin" / "llama-bench"
-            command = (sys.executable, script, str(needed), *peer.options)
-        else:
-            needed = Path(python(own))
-            command = (python(own), script)
-        if needed.exists():
+        program, script = folder.resolve() / peer.folder / peer.program, str(HERE / peer.script)
+        command = (sys.executable, script, str(program)) if peer.from_sources else (str(program), script)
+        command += peer.options
+        if program.exists():
             found.append((peer, Runtime(peer.name, command, peak=peer.peak, built=peer.built)))
     return found
 
 
 def build(peer: Peer, folder: Path, sources: Path | None) -> None:
     """Its environment, made anew where it is there."""
-    if peer.folder == "ik_llama.cpp":
-        build_ik(folder, sources)
+    if peer.from_sources:
+        build_ik(folder / peer.folder, sources)
         return
     own = folder / peer.folder
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(own)], check=True)
@@ -152,10 +160,10 @@ def llama_cpp_wheel(folder: Path, peer: Peer) -> Path:
 
 
 def build_ik(folder: Path, sources: Path | None) -> None:
-    """Its llama-bench, from a folder of its sources."""
+    """Its llama-bench, from a folder of its sources, into another."""
     if sources is None:
         raise SystemExit("ik_llama.cpp: --sources is needed: it is not a package")
-    target = folder / "ik_llama.cpp" / "build"
+    target = folder / "build"
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF"]
     subprocess.run(["cmake", "-S", str(sources), "-B", str(target), *options], check=True)
     command = ["cmake", "--build", str(target), "--target", "llama-bench", "-j", str(os.cpu_count())]
@@ -177,7 +185,7 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, help="of ik_llama.cpp")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    wanted = args.names or [peer.folder for peer in PEERS if peer.folder != "ik_llama.cpp"]
+    wanted = args.names or [peer.folder for peer in PEERS if not peer.from_sources]
     for peer in {peer.folder: peer for peer in PEERS if peer.folder in wanted}.values():
         build(peer, args.folder.resolve(), args.sources)
 

@@ -10,7 +10,7 @@ Needs the extras `bench` and `test`, and a C++ compiler for the machine's peaks.
     table     answers of 32 tokens to prompts of 32, as the paper has that cpuinfer grew from; prompts of 512
     sweeps    threads; length of the prompt and depth of the cache; sequences decoded at once
     busy      decoding with a busy process beside it on every core
-    startup   whole processes, from start to end
+    startup   whole processes, from start to end: time, processor time, memory
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ from cpuinfer.cli.parameters import kernel_set, positive, thread_count
 from peer_builds import Peer
 from runtimes import HERE, Runtime, cpuinfer, note
 
-PEAKS = {"avx2": "avx2", "avx_vnni": "avx2", "avx512_vnni": "avx512_vnni", "amx": "amx_bf16", "amx_int8": "amx_int8"}
-"""Of cpuinfer's kernel sets; an unknown one is held against the machine's best."""
 PARTS = ("table", "sweeps", "busy", "startup")
 
 
@@ -63,7 +61,7 @@ class Cast:
 
     def on(self, model: str) -> list[Runtime]:
         """Those of the table's rows of a model."""
-        levels = model in comparison.LEVELS or model not in model_files.MODELS
+        levels = model in comparison.SMALL or model not in model_files.MODELS
         peers = [each for each in self.peers if not each[0].only or model in each[0].only]
         chosen = [runtime for peer, runtime in peers if levels or peer.scope != "levels"]
         return [*(self.ours if levels else self.ours[:1]), *chosen]
@@ -73,8 +71,8 @@ def cast(isas: Sequence[str] | None, folder: Path | None, names: Sequence[str] |
     """Our kernel sets, best first (all that the machine runs but the plain one), and the peers that are there."""
     usable = [each["name"] for each in _core.kernel_sets() if each["usable"] and each["name"] != "scalar"]
     chosen = list(isas or usable) or [None]
-    commit = version()
-    ours = [cpuinfer(isa, peak=PEAKS.get(isa or ""), built=f"commit {commit}, as installed") for isa in chosen]
+    built, peaks = f"commit {version()}, as installed", machine_limits.OF_KERNELS
+    ours = [cpuinfer(isa, peak=peaks.get(isa or ""), built=built) for isa in chosen]
     peers = [] if folder is None else peer_builds.present(folder)
     if names is not None:
         peers = [(peer, runtime) for peer, runtime in peers if peer.folder in names or peer.name in names]
@@ -172,7 +170,7 @@ def main() -> None:
         if "table" in args.parts:
             results.table[model.name] = comparison.measure_table(model, actors.on(model.name), effort)
             save()
-        if len(found) > 1 and model.name not in comparison.SWEPT:
+        if len(found) > 1 and model.name not in comparison.SMALL:
             continue
         if "sweeps" in args.parts:
             comparison.measure_sweeps(results, model, actors.swept, effort)
@@ -180,7 +178,7 @@ def main() -> None:
             comparison.measure_busy(results, model, actors.swept, effort, len(os.sched_getaffinity(0)))
         save()
     if "startup" in args.parts:
-        swept = [model for model in found if model.name in comparison.SWEPT] or found[:1]
+        swept = [model for model in found if model.name in comparison.SMALL] or found[:1]
         results.startup = startup.measure(startup.commands(swept), 5, args.folder)
     note("")
     limits = limits.or_more(machine_limits.measure(args.threads))

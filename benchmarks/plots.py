@@ -30,10 +30,8 @@ class Point:
     """Operations a second."""
 
 
-def lines(
-    path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, log: bool = True
-) -> None:
-    """A panel for each model, a line for each runtime."""
+def lines(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str) -> None:
+    """A panel for each model, a line for each runtime; x doubles."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(INCHES[0] * len(panels), INCHES[1]), layout="constrained")
@@ -41,8 +39,7 @@ def lines(
         for (name, points), marker in zip(series.items(), MARKERS * len(series), strict=False):
             axes.plot(*zip(*points, strict=True), marker=marker, label=name)
         places = sorted({place for points in series.values() for place, _ in points})
-        if log:
-            axes.set_xscale("log", base=2)
+        axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
         axes.set(title=title, xlabel=x, ylabel=y, ylim=(0, None))

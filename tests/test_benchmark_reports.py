@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import comparison
+import kernels
 import machine_limits
 import plots
 import report
@@ -20,6 +21,7 @@ from machine_limits import Limits
 from measurement import Sample, Task
 from model_files import Model
 from runtimes import Measured, Runtime
+from startup import Start
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LIMITS = Limits(2, 50e9, {"avx2": 100e9, "amx_int8": 4000e9})
@@ -96,14 +98,29 @@ def test_limits_are_read_from_what_the_program_prints() -> None:
     assert Limits(1, 1.0, {}).fastest == ""
 
 
+def test_each_kernel_set_is_held_against_the_peak_of_its_instructions() -> None:
+    lines = [
+        ["read", "int4", "1", "1000000", "0", "0.0001", "0"],
+        ["amx", "int4", "512", "1000000", "2000000", "0.002", "0.0002"],
+        ["avx2", "int4", "1", "1000000", "2000000", "0.0002", "0"],
+    ]
+    _, _, tiles, vectors, *_ = kernels.table(lines, {"amx_bf16": 2048e9, "avx2": 100e9}).splitlines()
+    assert tiles == "| amx | int4 | 1.00 | 512 | 0.5 | 5% | 1024.0 | 50% | 10% |"
+    assert vectors == "| avx2 | int4 | 1.00 | 1 | 5.0 | 50% | 20.0 | 20% | 0% |"
+
+
 def test_threads_are_doubled_up_to_the_most() -> None:
     assert [comparison.thread_counts(most) for most in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 def test_start_up_is_that_of_whole_processes(tmp_path: Path) -> None:
     found = startup.measure({"nothing": [sys.executable, "-c", "pass"]}, 2, tmp_path)
-    assert len(found["nothing"]) == 2 and min(found["nothing"]) > 0
-    assert startup.rows({"nothing": [1.0, 1.5, 1.25]}) == [["nothing", "1.250", "40%", "3"]]
+    assert len(found["nothing"]) == 2
+    assert all(min(start.wall, start.processor) > 0 and start.peak > 1e6 for start in found["nothing"])
+    starts = [Start(1.0, 0.5, 10**7), Start(1.5, 0.75, 2 * 10**7), Start(1.25, 2.0, 10**7)]
+    assert startup.rows({"nothing": starts}) == [["nothing", "1.250", "40%", "0.750", "20", "3"]]
+    with pytest.raises(SystemExit, match="exit code 3"):
+        startup.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
     assert "`cpuinfer run m -n 1 --raw -p x`" in startup.commands([MODEL])
 
 
@@ -132,7 +149,7 @@ def test_a_report_names_what_was_measured_and_shows_pictures_that_are_there(tmp_
         results.batches.append(Measured("m", name, comparison.BATCHES, 2, [*sweep]))
         results.quiet.append(measured(name, Sample([0.1], [0.01] * 24), comparison.STEPS))
         results.busy.append(measured(name, Sample([0.1], [0.02] * 24), comparison.STEPS))
-    results.startup["`cpuinfer --version`"] = [0.1, 0.2]
+    results.startup["`cpuinfer --version`"] = [Start(0.1, 0.1, 10**7), Start(0.2, 0.1, 10**7)]
     cast = [Runtime(name, (), built=f"{name} built") for name in names]
     text = report.write(tmp_path, "# A title", results, {"m": MODEL}, runtimes=cast, limits=LIMITS).read_text()
     pictures = re.findall(r"\]\((.*?)\)", text)

@@ -18,9 +18,15 @@ doctor = pytest.importorskip("cpuinfer.cli.doctor")
 
 GB = 10**9
 KERNELS = [
-    {"name": "avx512_vnni", "usable": False, "missing": "this processor lacks avx512", "selected": False},
-    {"name": "avx2", "usable": True, "missing": "", "selected": True},
-    {"name": "scalar", "usable": True, "missing": "", "selected": False},
+    {
+        "name": "avx512_vnni",
+        "usable": False,
+        "missing": "this processor lacks avx512",
+        "selected": False,
+        "tiles": False,
+    },
+    {"name": "avx2", "usable": True, "missing": "", "selected": True, "tiles": False},
+    {"name": "scalar", "usable": True, "missing": "", "selected": False, "tiles": False},
 ]
 
 

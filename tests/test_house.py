@@ -126,6 +126,10 @@ def test_files_are_small(path: Path) -> None:
         ("kernels/kernels.h", "kPageTokens", describe.PAGE_TOKENS),
         ("kernels/kernels.h", "kSegment", describe.SEGMENT),
         ("kernels/kernels.h", "kGroup", describe.GROUP),
+        ("kernels/kernels.h", "kHalf", describe.HALF),
+        ("kernels/kernels.h", "kTileRows", describe.TILE_ROWS),
+        ("plan/plan.h", "kHeadRows", describe.HEAD_ROWS),
+        ("plan/plan.h", "kSharedItems", describe.SHARED_ITEMS),
         ("core/worker_team.h", "kMostWorkers", machine.MOST_THREADS),
     ],
 )

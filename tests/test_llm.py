@@ -276,7 +276,7 @@ def test_a_prompt_that_begins_as_another_did_computes_only_the_rest(tiny_model: 
 
 
 def test_a_conversation_computes_what_is_new_of_it(tiny_model: Path) -> None:
-    with LLM(tiny_model, threads=2) as llm:
+    with LLM(tiny_model, threads=2, deterministic=True) as llm:
         begun = list(range(3, 43))
         answer = llm.generate(begun, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
         again = llm.generate([*begun, *answer.token_ids, 5, 6], GREEDY)

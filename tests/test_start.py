@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_the_core_packs_a_tensor_as_its_rows_do(tmp_path: Path, encoding: str) -
         pool = _core.BufferPool(4 * weight.packed_bytes)
         ours, rows = weight.new_matrix(pool), weight.new_matrix(pool)
         reader = weight.rows.checkpoint.reader  # type: ignore[attr-defined]
-        _core.Packing([(reader, weight.name, 0, weight.shape[0], ours, 0)], 3).wait()
+        _core.Packing([(reader, weight.name, ours)], 3).wait()
         weight.rows(0, weight.shape[0]).pack(rows, 0)
         for row in range(weight.shape[0]):
             np.testing.assert_array_equal(ours.read_row(row), rows.read_row(row))
@@ -119,12 +120,11 @@ def test_a_job_that_does_not_fit_its_matrix_is_refused(tiny_model: Path) -> None
 
     weight = loader.open_model(tiny_model).tensor("model.layers.0.mlp.up_proj")
     reader = weight.rows.checkpoint.reader  # type: ignore[attr-defined]
-    matrix = weight.new_matrix(_core.BufferPool(4 * weight.packed_bytes))
-    other = _core.PackedMatrix("f32", *weight.shape)
-    for job in [(0, 97, matrix, 0), (0, 16, matrix, 8), (0, 16, matrix, 96), (0, 16, other, 0)]:
-        with pytest.raises(InvalidRequest, match="do not fit a matrix"):
-            _core.Packing([(reader, weight.name, *job)], 2)
-    with pytest.raises(InvalidRequest, match=r"rows 90 to 106, expected a range"):
-        _core.Packing([(reader, weight.name, 90, 16, matrix, 0)], 2).wait()
+    pool = _core.BufferPool(4 * weight.packed_bytes)
+    rows, width = weight.shape
+    shorter = replace(weight, shape=(rows - 1, width)).new_matrix(pool)
+    for other in (shorter, _core.PackedMatrix("f32", rows, width)):
+        with pytest.raises(InvalidRequest, match=rf"{rows} rows of \d+ bytes, expected \d+ of \d+ for a matrix of"):
+            _core.Packing([(reader, weight.name, other)], 2)
     with pytest.raises(CheckpointError, match="tensor none: missing"):
-        _core.Packing([(reader, "none", 0, 16, matrix, 0)], 2)
+        _core.Packing([(reader, "none", weight.new_matrix(pool))], 2)

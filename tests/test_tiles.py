@@ -23,6 +23,7 @@ ROUNDED = 2.0**-9
 TILED = 64
 """Of TOKENS tokens, those of whole pages."""
 TOKENS = 81
+ANSWER = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True, logprobs=1)
 
 pytestmark = pytest.mark.skipif(
     not any(entry["name"] == "amx" and entry["usable"] for entry in _core.kernel_sets()),
@@ -138,12 +139,13 @@ def test_attention_over_keys_and_values_of_codes_is_within_their_bound(
             assert np.all((np.abs(native[out] - value) - bound)[:TILED] <= 0), op.name
 
 
-def test_answers_do_not_depend_on_what_runs_beside_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [None, 0])
+def test_answers_do_not_depend_on_what_runs_beside_them(tmp_path: Path, kept: int | None) -> None:
     write_tiny_llama(tmp_path / "model.gguf", encoding="Q4_0", seed=3, context=2048)
     rng = np.random.default_rng(7)
     prompts = [rng.integers(3, 250, length).tolist() for length in (40, 300, 7, 129, 512, 64, 250)]
     params = SamplingParams(temperature=0.9, seed=1, max_tokens=12)
-    with LLM(tmp_path / "model.gguf", threads=2, prefix_cache=0) as llm:
+    with LLM(tmp_path / "model.gguf", threads=2, prefix_cache=kept) as llm:
         together = llm.generate(prompts, params)
         alone = [llm.generate(prompt, params) for prompt in prompts]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
@@ -158,6 +160,41 @@ def test_logits_and_scores_do_not_depend_on_what_was_computed_before(tmp_path: P
     with LLM(tmp_path / "model.gguf", threads=2, isa="amx") as llm:
         np.testing.assert_array_equal(found, llm.logits(text))
         assert score == llm.score([text])[0].total
+
+
+@pytest.fixture(scope="module")
+def conversation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], list[int]]:
+    """A model, a prompt, and a longer one that holds the first and what it is answered."""
+    path = tmp_path_factory.mktemp("conversation") / "model.gguf"
+    write_tiny_llama(path, encoding="Q4_0", seed=3, context=512)
+    begun = np.random.default_rng(8).integers(3, 250, 40).tolist()
+    with LLM(path, threads=2, prefix_cache=0) as llm:
+        return path, begun, [*begun, *llm.generate(begun, ANSWER).token_ids, 5]
+
+
+def test_a_prompt_takes_no_pages_that_an_answer_filled(conversation: tuple[Path, list[int], list[int]]) -> None:
+    path, begun, longer = conversation
+    with LLM(path, threads=2, prefix_cache=0) as llm:
+        alone = llm.generate(longer, ANSWER)
+    with LLM(path, threads=2) as llm:
+        llm.generate(begun, ANSWER)
+        after = [llm.generate(longer, ANSWER) for _ in range(2)]
+    assert [answer.timings.reused_tokens for answer in after] == [32, 128]
+    for answer in after:
+        assert (answer.token_ids, answer.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+def test_an_answer_goes_on_in_its_own_pages_where_a_prompt_had_the_same_tokens(
+    conversation: tuple[Path, list[int], list[int]],
+) -> None:
+    path, begun, longer = conversation
+    with LLM(path, threads=2, prefix_cache=0) as llm:
+        alone = llm.generate(begun, ANSWER)
+    with LLM(path, threads=2) as llm:
+        llm.generate(longer, ANSWER)
+        after = llm.generate(begun, ANSWER)
+    assert after.timings.reused_tokens == 32
+    assert (after.token_ids, after.logprobs) == (alone.token_ids, alone.logprobs)
 
 
 def test_deterministic_answers_depend_neither_on_reuse_nor_on_the_instruction_set(tmp_path: Path) -> None:

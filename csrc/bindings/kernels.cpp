@@ -230,6 +230,7 @@ std::vector<py::dict> list_sets() {
     entry["missing"] = missing_for(set, cpu);
     entry["usable"] = missing_for(set, cpu).empty();
     entry["selected"] = selected == set.name;
+    entry["tiles"] = set.tiles != nullptr;
     sets.push_back(std::move(entry));
   }
   return sets;

@@ -18,16 +18,12 @@ namespace {
 
 constexpr std::chrono::milliseconds kBetweenSignals{50};  // how long Ctrl-C may wait
 
-// (file, tensor, first row, rows, matrix, its first row).
-using JobTuple =
-    std::tuple<std::shared_ptr<Gguf>, std::string, int64_t, int64_t, std::shared_ptr<PackedMatrix>, int64_t>;
+using JobTuple = std::tuple<std::shared_ptr<Gguf>, std::string, std::shared_ptr<PackedMatrix>>;  // see PackJob
 
 std::unique_ptr<Packing> start(const std::vector<JobTuple>& tuples, int threads) {
   std::vector<PackJob> jobs;
   jobs.reserve(tuples.size());
-  for (const auto& [file, tensor, begin, rows, matrix, row] : tuples) {
-    jobs.push_back({file, tensor, begin, rows, matrix, row});
-  }
+  for (const auto& [file, tensor, matrix] : tuples) jobs.push_back({file, tensor, matrix});
   return std::make_unique<Packing>(std::move(jobs), threads);
 }
 

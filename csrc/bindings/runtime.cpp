@@ -214,7 +214,7 @@ py::list step(Session& session, const std::vector<FeedTuple>& tuples) {
 
 py::array_t<float> read_value(const Session& session, ValueId id, int64_t rows) {
   const auto& widths = session.plan().program().widths();
-  if (id < 0 || static_cast<std::size_t>(id) >= widths.size() || rows < 0 || rows > session.options().batch) {
+  if (id < 0 || static_cast<std::size_t>(id) >= widths.size() || rows < 0 || rows > session.options().limits.rows) {
     throw Error(Fault::kInvalid,
                 "value " + std::to_string(id) + " of " + std::to_string(rows) + " rows does not exist");
   }
@@ -261,13 +261,33 @@ void bind_runtime(py::module_& m) {
            py::arg("rope") = -1, py::arg("window") = 0, py::arg("softcap") = 0.0f,
            py::arg("slopes") = std::vector<float>());
 
+  py::class_<ArenaLayout>(m, "ArenaLayout", "Where a plan puts values, in floats.")
+      .def(py::init<>())
+      .def("take", &ArenaLayout::take, py::arg("floats"))
+      .def("give_back", &ArenaLayout::give_back, py::arg("offset"), py::arg("floats"))
+      .def_property_readonly("end", &ArenaLayout::end);
+  m.def(
+      "worker_bytes",
+      [](int64_t widest, int64_t head_dim, int64_t experts, int64_t tiled_rows) {
+        return worker_bytes({widest, head_dim, experts, tiled_rows});
+      },
+      py::kw_only(), py::arg("widest"), py::arg("head_dim"), py::arg("experts"), py::arg("tiled_rows"),
+      "What each worker has for itself of a session's arena.");
+
   py::class_<Session>(m, "Session", "Sequences of one loaded model, stepped together.")
       .def(py::init([](std::shared_ptr<Program> program, const std::string& isa, int threads, int64_t batch,
                        int64_t context, int64_t cache_pages, const std::string& cache, int64_t kept_pages,
                        bool keep_values, bool profile, bool tiles) {
-             const SessionOptions options{threads,    batch,       context, cache_pages, cache_named(cache),
-                                          kept_pages, keep_values, profile, tiles};
-             return std::make_unique<Session>(std::move(program), select_kernels(isa), options);
+             const PlanLimits limits{.rows = batch,
+                                     .context = context,
+                                     .cache = cache_named(cache),
+                                     .keep_values = keep_values,
+                                     .profile = profile,
+                                     .tiles = tiles};
+             return std::make_unique<Session>(
+                 std::move(program), select_kernels(isa),
+                 SessionOptions{
+                     .limits = limits, .threads = threads, .cache_pages = cache_pages, .kept_pages = kept_pages});
            }),
            py::arg("program"), py::kw_only(), py::arg("isa") = "", py::arg("threads"), py::arg("batch"),
            py::arg("context"), py::arg("cache_pages"), py::arg("cache") = "f16", py::arg("kept_pages") = 0,
@@ -288,6 +308,7 @@ void bind_runtime(py::module_& m) {
       .def("profile", &read_profile, Released())
       .def_property_readonly("vocabulary", [](const Session& self) { return self.plan().vocabulary(); })
       .def_property_readonly("weight_bytes", [](const Session& self) { return self.plan().weight_bytes(); })
+      .def_property_readonly("arena_bytes", [](const Session& self) { return self.plan().arena_bytes(); })
       .def_property_readonly("page_bytes", [](const Session& self) { return self.cache().shape().page_bytes(); })
       .def_property_readonly("pages_used", [](const Session& self) { return self.cache().used(); })
       .def_property_readonly("pages_kept", [](const Session& self) { return self.cache().kept(); });

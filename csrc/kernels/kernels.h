@@ -5,6 +5,7 @@
 //   - a sum over lanes is the fixed tree ((l0+l8)+(l4+l12)) ... : halve 16 -> 8 -> 4 -> 2 -> 1, adding the upper half;
 //   - fma means one rounding (std::fma in scalar code); integer dot products are exact.
 // So every kernel set gives the same bits, for any batch, tile or thread count.  Tests ask equality, not tolerance.
+// Tile units are the exception: see TileKernels.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,9 @@ constexpr int kPageTokens = 32;   // tokens in a page of the key-value cache
 constexpr int kSegment = 512;     // positions whose attention is one partial result; whole pages
 constexpr int kTileBlock = 32;    // activation rows of tile units: two tiles of 16, or a page of a prompt
 constexpr int kTileInputs = 512;  // inputs of a weight panel that are unpacked at once for tile units
-constexpr int kTilePositions = 256;  // positions whose keys and values are
-constexpr int kTileQueries = 128, kTileHeads = 8;
+constexpr int kTilePositions = 256;  // positions whose keys and values are: they stay in the second cache
+constexpr int kTileQueries = 128;    // rows, and
+constexpr int kTileHeads = 8;        // query heads of a key-value head, at most, that share what was unpacked
 
 // One row is multiplied by so many panels at a time, where there are as many: processors fetch ahead along several runs
 // of bytes faster than along one.

@@ -53,26 +53,24 @@ void Packing::stop() noexcept {
 void Packing::cut(std::size_t index) {
   const PackJob& job = jobs_[index];
   const Weights& w = job.matrix->view();
-  const uint64_t row_bytes = job.file->find(job.tensor).row_bytes;
-  const bool whole_panels = job.row >= 0 && job.row % kLanes == 0;
-  const bool inside = job.rows >= 0 && job.rows <= w.n && job.row <= w.n - job.rows;
-  if (!whole_panels || !inside || !(is_float(w.encoding) || job.matrix->takes_blocks()) ||
-      row_bytes != static_cast<uint64_t>(job.matrix->row_bytes())) {
-    throw Error(Fault::kInvalid, "tensor " + job.tensor + ": rows of " + std::to_string(row_bytes) + " bytes, " +
-                                     std::to_string(job.rows) + " of them, do not fit a matrix of " +
-                                     encoding_name(w.encoding) + " from row " + std::to_string(job.row) + " on");
+  const GgufTensor& tensor = job.file->find(job.tensor);
+  if (!(is_float(w.encoding) || job.matrix->takes_blocks()) || tensor.rows != static_cast<uint64_t>(w.n) ||
+      tensor.row_bytes != static_cast<uint64_t>(job.matrix->row_bytes())) {
+    throw Error(Fault::kInvalid, "tensor " + job.tensor + ": " + std::to_string(tensor.rows) + " rows of " +
+                                     std::to_string(tensor.row_bytes) + " bytes, expected " + std::to_string(w.n) +
+                                     " of " + std::to_string(job.matrix->row_bytes()) + " for a matrix of " +
+                                     encoding_name(w.encoding));
   }
-  const int64_t panel = static_cast<int64_t>(row_bytes) * kLanes;
+  const int64_t panel = job.matrix->row_bytes() * kLanes;
   const int64_t rows = std::max<int64_t>(1, kPiece / panel) * kLanes;
-  for (int64_t at = 0; at < job.rows; at += rows) pieces_.push_back({index, at, std::min(rows, job.rows - at)});
+  for (int64_t row = 0; row < w.n; row += rows) pieces_.push_back({index, row, std::min(rows, w.n - row)});
 }
 
 void Packing::pack(const Piece& piece, std::vector<uint8_t>& raw) const {
   const PackJob& job = jobs_[piece.job];
   raw.resize(static_cast<std::size_t>(piece.rows * job.matrix->row_bytes()));
-  const int64_t begin = job.begin + piece.at;
-  job.file->read_rows(job.tensor, begin, begin + piece.rows, raw.data(), raw.size());
-  pack_rows(*job.matrix, job.row + piece.at, piece.rows, raw.data());
+  job.file->read_rows(job.tensor, piece.row, piece.row + piece.rows, raw.data(), raw.size());
+  pack_rows(*job.matrix, piece.row, piece.rows, raw.data());
 }
 
 // Stretches of about as many rows' bytes.

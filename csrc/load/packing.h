@@ -17,14 +17,11 @@
 
 namespace cpuinfer {
 
-// Rows [begin, begin + rows) of a tensor, which are those from `row` on of a matrix that has the tensor's own encoding.
-// Jobs of one matrix begin at multiples of kLanes.
+// A tensor whose rows are those of a matrix that has its own encoding.
 struct PackJob {
   std::shared_ptr<const Gguf> file;
   std::string tensor;
-  int64_t begin, rows;
   std::shared_ptr<PackedMatrix> matrix;
-  int64_t row;
 };
 
 // Each thread reads and packs a stretch of the jobs from its beginning, a piece at a time, then the ends of others':
@@ -46,7 +43,7 @@ class Packing {
  private:
   struct Piece {
     std::size_t job;
-    int64_t at, rows;  // from the job's first row on
+    int64_t row, rows;
   };
 
   // Pieces [begin, end), begin in the low half: those a thread has not begun.

@@ -8,6 +8,15 @@
 
 namespace cpuinfer {
 
+namespace {
+
+// Of an expert's inputs; null: as they come.
+const int32_t* order_of(const std::vector<int32_t>& orders, int64_t expert, int64_t inputs) {
+  return orders.empty() ? nullptr : orders.data() + expert * inputs;
+}
+
+}  // namespace
+
 // Chooses the experts of a tile of rows, whose input is in the worker's own room: softmax of the router's logits in
 // double, the largest first, the lower expert on a tie.
 void Plan::route(const Op& op, int64_t row, int rows, int worker) noexcept {
@@ -63,82 +72,98 @@ int64_t Plan::sort_assignments(const Op& op) noexcept {
 }
 
 void Plan::run_experts(const Op& op, std::size_t index, int worker) noexcept {
-  const int64_t rows = step_.rows, used = op.experts.used, hidden = op.weights[0]->view().k;
-  const PackedMatrix &gate = *op.weights[1], &up = *op.weights[2], &down = *op.weights[3];
-  const int64_t inner = down.view().k, gate_panels = gate.panels() / op.experts.count;
-  const int64_t down_panels = down.panels() / op.experts.count;
-  const Input in = own_input(op, worker);
-  int32_t row_map[kTileRows];
-  float* floats = at(own(worker).normed);
-  const auto read = [&](int64_t count, const int32_t* order) {
-    read_tile(op, {row_map, order}, 0, static_cast<int>(count), in, floats, worker);
-  };
-  const auto order_of = [](const std::vector<int32_t>& orders, int64_t expert, int64_t inputs) {
-    return orders.empty() ? nullptr : orders.data() + expert * inputs;
-  };
-
-  phases_.run(worker, ceil_div(rows, kTileRows), [&](int64_t tile) {
-    const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, rows - first);
-    for (int64_t i = 0; i < count; ++i) row_map[i] = static_cast<int32_t>(first + i);
-    read(count, nullptr);
-    route(op, first, static_cast<int>(count), worker);
-  });
+  route_rows(op, worker);
   phases_.run(worker, 1, [&](int64_t) { tiles_[index] = sort_assignments(op); });
   phases_.settle(worker);
   const int64_t tiles = tiles_[index];
-  const Assignments sorted = assignments();
+  each_expert_item(op, *op.weights[1], tiles, worker, [&](const ExpertItem& item) { run_inner(op, item, worker); });
+  each_expert_item(op, *op.weights[3], tiles, worker, [&](const ExpertItem& item) { run_outer(op, item, worker); });
+  phases_.run(worker, step_.rows, [&](int64_t row) { mix_experts(op, row); });
+}
 
-  // Each item is a tile of one expert's rows times a chunk of its panels; inner values are in the order of assignments.
-  const auto each_item = [&](int64_t panels, const auto& body) {
-    const int64_t chunk = std::clamp<int64_t>(ceil_div(tiles * panels, team_.size() * int64_t{4}), 1, kPanelsPerItem);
-    const int64_t chunks = ceil_div(panels, chunk);
-    int64_t last = -1;
-    phases_.run(worker, tiles * chunks, [&](int64_t item) {
-      const int64_t number = item / chunks, begin = item % chunks * chunk, first = sorted.starts[number];
-      const int64_t expert = reinterpret_cast<const int32_t*>(at(chosen_))[sorted.order[first]];
-      body({expert, first, sorted.starts[number + 1] - first}, number != last, expert * panels + begin,
-           expert * panels + std::min(begin + chunk, panels));
-      last = number;
-    });
-  };
-  each_item(gate_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
-    if (fresh) {
-      for (int64_t i = 0; i < tile.count; ++i) row_map[i] = sorted.order[tile.first + i] / static_cast<int32_t>(used);
-      read(tile.count, order_of(op.input_order, tile.expert, hidden));
-    }
-    constexpr int64_t kStride = kPanelsPerItem * kLanes;
-    float* gated = at(own(worker).gate);
-    float* y = at(inner_) + tile.first * inner + (begin - tile.expert * gate_panels) * kLanes;
-    multiply(gate.view(), begin, end, in, 0, tile.count, gated, kStride);
-    multiply(up.view(), begin, end, in, 0, tile.count, y, inner);
-    for (int64_t r = 0; r < tile.count; ++r) {
-      kernels_.activate(op.activation, (end - begin) * kLanes, gated + r * kStride);
-      kernels_.multiply(gated + r * kStride, (end - begin) * kLanes, y + r * inner);
-    }
+void Plan::route_rows(const Op& op, int worker) noexcept {
+  phases_.run(worker, ceil_div(step_.rows, int64_t{kTileRows}), [&](int64_t tile) {
+    const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, step_.rows - first);
+    int32_t rows[kTileRows];
+    for (int64_t i = 0; i < count; ++i) rows[i] = static_cast<int32_t>(first + i);
+    read_tile(op, {rows, nullptr}, 0, static_cast<int>(count), own_input(op, worker), at(own(worker).normed), worker);
+    route(op, first, static_cast<int>(count), worker);
   });
-  each_item(down_panels, [&](const ExpertTile& tile, bool fresh, int64_t begin, int64_t end) {
-    const float* x = at(inner_) + tile.first * inner;
-    if (const int32_t* order = order_of(op.inner_order, tile.expert, inner)) {
-      for (int64_t i = 0; fresh && i < tile.count * inner; ++i) floats[i] = x[i / inner * inner + order[i % inner]];
-      x = floats;
-    }
-    if (fresh && !is_float(down.view().encoding)) {
-      kernels_.quantize(x, inner, inner, {static_cast<int>(tile.count), in.codes, in.scale, in.sum});
-    }
-    const Input values{is_float(down.view().encoding) ? nullptr : in.codes, in.scale, in.sum, x, inner};
-    float* y = at(mixed_) + tile.first * hidden + (begin - tile.expert * down_panels) * kLanes;
-    multiply(down.view(), begin, end, values, 0, tile.count, y, hidden);
+}
+
+// `weight` holds the matrices of all experts, which have as many panels each.
+template <typename Body>
+void Plan::each_expert_item(const Op& op, const PackedMatrix& weight, int64_t tiles, int worker,
+                            const Body& body) noexcept {
+  const int64_t panels = weight.panels() / op.experts.count;
+  const int64_t chunk = std::clamp<int64_t>(ceil_div(tiles * panels, team_.size() * int64_t{4}), 1, kPanelsPerItem);
+  const int64_t chunks = ceil_div(panels, chunk);
+  const auto* chosen = reinterpret_cast<const int32_t*>(at(chosen_));
+  const Assignments sorted = assignments();
+  int64_t last = -1;
+  phases_.run(worker, tiles * chunks, [&](int64_t number) {
+    const int64_t tile = number / chunks, begin = number % chunks * chunk, first = sorted.starts[tile];
+    const int64_t expert = chosen[sorted.order[first]], before = expert * panels;
+    body(ExpertItem{expert, first, sorted.starts[tile + 1] - first, before + begin,
+                    before + std::min(begin + chunk, panels), begin * kLanes, tile != last});
+    last = tile;
   });
-  phases_.run(worker, rows, [&](int64_t row) {
-    float* out = row_of(op.outputs[0], row);
-    std::memset(out, 0, static_cast<std::size_t>(hidden) * sizeof(float));
-    for (int64_t i = row * used; i < (row + 1) * used; ++i) {
-      const float share = at(shares_)[i];
-      const float* x = at(mixed_) + sorted.place[i] * hidden;
-      for (int64_t d = 0; d < hidden; ++d) out[d] += share * x[d];
+}
+
+// Gate and up: inner values, in the order of assignments.
+void Plan::run_inner(const Op& op, const ExpertItem& item, int worker) noexcept {
+  const Input in = own_input(op, worker);
+  if (item.fresh) {
+    const auto used = static_cast<int32_t>(op.experts.used);
+    int32_t rows[kTileRows];
+    for (int64_t i = 0; i < item.count; ++i) rows[i] = assignments().order[item.first + i] / used;
+    const int32_t* order = order_of(op.input_order, item.expert, op.weights[1]->view().k);
+    read_tile(op, {rows, order}, 0, static_cast<int>(item.count), in, at(own(worker).normed), worker);
+  }
+  constexpr int64_t kStride = kPanelsPerItem * kLanes;
+  const int64_t inner = op.weights[3]->view().k, lanes = (item.end - item.begin) * kLanes;
+  float *gate = at(own(worker).gate), *y = at(inner_) + item.first * inner + item.output;
+  multiply(op.weights[1]->view(), item.begin, item.end, in, 0, item.count, gate, kStride);
+  multiply(op.weights[2]->view(), item.begin, item.end, in, 0, item.count, y, inner);
+  for (int64_t r = 0; r < item.count; ++r) {
+    kernels_.activate(op.activation, lanes, gate + r * kStride);
+    kernels_.multiply(gate + r * kStride, lanes, y + r * inner);
+  }
+}
+
+// Down: outputs, in the order of assignments.
+void Plan::run_outer(const Op& op, const ExpertItem& item, int worker) noexcept {
+  const PackedMatrix& down = *op.weights[3];
+  const int64_t inner = down.view().k, hidden = op.weights[0]->view().k;
+  const bool floats = is_float(down.view().encoding);
+  const Input own_room = own_input(op, worker);
+  const float* x = at(inner_) + item.first * inner;
+  if (const int32_t* order = order_of(op.inner_order, item.expert, inner)) {
+    float* ordered = at(own(worker).normed);
+    for (int64_t i = 0; item.fresh && i < item.count * inner; ++i) {
+      ordered[i] = x[i / inner * inner + order[i % inner]];
     }
-    add_residual(op, row, 0, hidden, out);
-  });
+    x = ordered;
+  }
+  const Input in{floats ? nullptr : own_room.codes, own_room.scale, own_room.sum, x, inner};
+  if (item.fresh && !floats) {
+    kernels_.quantize(x, inner, inner, {static_cast<int>(item.count), in.codes, in.scale, in.sum});
+  }
+  float* y = at(mixed_) + item.first * hidden + item.output;
+  multiply(down.view(), item.begin, item.end, in, 0, item.count, y, hidden);
+}
+
+// A row's output: those of its experts by their shares.
+void Plan::mix_experts(const Op& op, int64_t row) noexcept {
+  const int64_t hidden = op.weights[0]->view().k, used = op.experts.used;
+  float* out = row_of(op.outputs[0], row);
+  std::memset(out, 0, static_cast<std::size_t>(hidden) * sizeof(float));
+  for (int64_t i = row * used; i < (row + 1) * used; ++i) {
+    const float share = at(shares_)[i];
+    const float* x = at(mixed_) + assignments().place[i] * hidden;
+    for (int64_t d = 0; d < hidden; ++d) out[d] += share * x[d];
+  }
+  add_residual(op, row, 0, hidden, out);
 }
 
 }  // namespace cpuinfer

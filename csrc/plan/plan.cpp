@@ -5,7 +5,6 @@
 
 #include "core/error.h"
 #include "core/rounding.h"
-#include "plan/arena_layout.h"
 
 namespace cpuinfer {
 
@@ -70,7 +69,6 @@ void Plan::lay_out_arena() {
     const int64_t cosine = layout.take(rows * pairs);
     ropes_.push_back({cosine, layout.take(rows * pairs)});
   }
-  const auto code_floats = [](int64_t codes) { return ceil_div(codes, int64_t{sizeof(float)}); };
   normed_ = layout.take(rows * round_up(widest_, kLanes));
   codes_ = layout.take(code_floats(rows * widest_));
   scale_ = layout.take(rows * ceil_div(widest_, kGroup));
@@ -82,26 +80,15 @@ void Plan::lay_out_arena() {
   assigned_ = layout.take(3 * most_assigned_ + 1);
   const int64_t tiled = tiles() ? rows : 0;
   tiles_of_rows_ = layout.take(tiled * round_up(widest_, kGroup) / 2);
-  for (int worker = 0; worker < team_.size(); ++worker) {
-    Scratch& scratch = scratch_.emplace_back();
-    scratch.normed = layout.take(kTileRows * round_up(widest_, kLanes));
-    scratch.unordered = layout.take(widest_);
-    scratch.gate = layout.take(kMostRows * kPanelsPerItem * kLanes);
-    scratch.attend = layout.take(attend_scratch_floats(attention_.head_dim));
-    scratch.codes = layout.take(code_floats(kTileRows * widest_));
-    scratch.scale = layout.take(kTileRows * ceil_div(widest_, kGroup));
-    scratch.sum = layout.take(kTileRows * ceil_div(widest_, kHalf));
-    scratch.router = layout.take(kTileRows * round_up(most_experts_, kLanes));
-    scratch.tile_sums = layout.take(std::min(tiled, kTileSweep) * kTileStride);
-    scratch.tile_attend = layout.take(tiles() ? tile_room(attention_.head_dim) / int64_t{sizeof(float)} : 0);
-  }
+  const WorkerShape shape{widest_, attention_.head_dim, most_experts_, tiled};
+  for (int worker = 0; worker < team_.size(); ++worker) scratch_.push_back(take_scratch(layout, shape));
   parts_ = layout.take(most_shared_blocks() * block_rows() * attention_.heads * ceil_div(limits_.context, kSegment) *
                        attend_part_floats(attention_.head_dim));
   lay_out_values(layout);
   arena_ = Buffer(static_cast<std::size_t>(layout.end()) * sizeof(float));
   tiles_.resize(program_.ops().size());
   blocks_.reserve(static_cast<std::size_t>(rows));
-  tile_queries_.reserve(static_cast<std::size_t>(ceil_div(rows, kPageTokens)));
+  tile_queries_.reserve(static_cast<std::size_t>(tiled / kPageTokens));  // in runs of a page each they are most
 }
 
 // Places every value; one is given back after the op that reads it last.
@@ -150,8 +137,8 @@ void Plan::prepare(const Step& step) noexcept {
   step_ = step;
   phases_.reset();
   const int64_t group = attention_.heads / attention_.kv_heads;
-  // Few queries: smaller tiles, so that every worker gets some.
-  const int64_t share = step.rows * attention_.heads / (team_.size() * int64_t{2});
+  // Few queries beside those for tile units: smaller tiles, so that every worker gets some.
+  const int64_t share = (step.rows - step.tiled) * attention_.heads / (team_.size() * int64_t{2});
   head_chunk_ = std::clamp<int64_t>(share, 1, std::min<int64_t>(group, kTileRows));
   int64_t longest = 0;
   blocks_.clear();
@@ -160,12 +147,13 @@ void Plan::prepare(const Step& step) noexcept {
   brief_ = group <= kTileRows;
   for (int64_t i = 0; i < step.run_count; ++i) {
     const Run& run = step.runs[i];
+    const bool tiled = run.row < step.tiled;
     brief_ = brief_ && run.rows == 1 && run.position < kBriefPositions;
-    if (!run.tiled) longest = std::max(longest, run.position + run.rows);
+    if (!tiled) longest = std::max(longest, run.position + run.rows);
     for (int64_t row = 0; row < run.rows; row += block_rows()) {
       blocks_.push_back({run.row + row, std::min(block_rows(), run.rows - row), run.position + row, run.pages});
     }
-    if (!run.tiled) continue;
+    if (!tiled) continue;
     tiled_blocks_ = static_cast<int64_t>(blocks_.size());
     for (int64_t row = 0; row < run.rows; row += kTileQueries) {
       const int64_t count = std::min<int64_t>(kTileQueries, run.rows - row);

@@ -15,10 +15,9 @@
 #include "plan/profile.h"
 #include "plan/program.h"
 #include "plan/step.h"
+#include "plan/worker_room.h"
 
 namespace cpuinfer {
-
-class ArenaLayout;
 
 struct PlanLimits {
   int64_t rows = 512;      // most rows in a step
@@ -60,6 +59,7 @@ class Plan {
   CacheShape cache_shape() const noexcept { return cache_; }
   bool tiles() const noexcept { return limits_.tiles && kernels_.tiles != nullptr; }
   int64_t weight_bytes() const noexcept;
+  int64_t arena_bytes() const noexcept { return static_cast<int64_t>(arena_.bytes()); }
   const Profile* profile() const noexcept { return profile_.get(); }  // null unless asked for
 
  private:
@@ -80,16 +80,6 @@ class Plan {
     const int32_t* order;
     int64_t first = 0;  // row, without `rows`
   };
-  struct Scratch {              // offsets into the arena, in floats, of what one worker has for itself
-    int64_t normed;             // [kTileRows][widest input]
-    int64_t unordered;          // [widest input]: a row before its inputs are put into another order
-    int64_t gate;               // [kMostRows][kPanelsPerItem * 16]: of glu
-    int64_t attend;             // see Attend::scratch
-    int64_t codes, scale, sum;  // a quantised tile
-    int64_t router;             // [kTileRows][experts]
-    int64_t tile_sums;          // [kTileSweep][kTileStride]
-    int64_t tile_attend;        // TileAttend::room
-  };
   struct Cut {  // of a linear op, into items: chunks of the panels of all its matrices times blocks of rows
     int64_t chunks, row_blocks;
   };
@@ -98,21 +88,19 @@ class Plan {
     int64_t begin, end;  // panels
     int64_t row, row_end;
   };
-  struct ExpertTile {  // rows of one expert, neighbours in the order of assignments
+  struct ExpertItem {  // a tile of rows of one expert, neighbours in the order of assignments, times some panels
     int64_t expert, first, count;
+    int64_t begin, end;  // panels, of those of all experts
+    int64_t output;      // of the expert, the first of these panels
+    bool fresh;          // the worker had other rows before
   };
   struct Assignments {  // of rows to experts
     int32_t* order;     // those of the same expert together
     int32_t* place;     // of each in that order
     int32_t* starts;    // of each tile in that order, and the end of the last
   };
-  static constexpr int64_t kPanelsPerItem = 8;
   static constexpr int64_t kItemBytes = 256 << 10;  // of weights: for one row some microseconds
   static constexpr int64_t kBriefPositions = 256;
-  // Of an item on tile units: sums, and kTileInputs of its rows, take half a MiB of the second cache.
-  static constexpr int64_t kTilePanels = 16, kTileSweep = 256;
-  static constexpr int64_t kTileStride =
-      (kTilePanels + 1) * kLanes;             // no power of two, so that rows share no cache set
   static constexpr int64_t kSharedItems = 2;  // for each worker: with fewer heads to attend, segments are items
   static constexpr std::size_t kPhases = 5;   // of an op, at most
 
@@ -173,7 +161,13 @@ class Plan {
                 int64_t ldy) const noexcept;
 
   void run_experts(const Op& op, std::size_t index, int worker) noexcept;
+  void route_rows(const Op& op, int worker) noexcept;
   void route(const Op& op, int64_t row, int rows, int worker) noexcept;
+  template <typename Body>
+  void each_expert_item(const Op& op, const PackedMatrix& weight, int64_t tiles, int worker, const Body& body) noexcept;
+  void run_inner(const Op& op, const ExpertItem& item, int worker) noexcept;
+  void run_outer(const Op& op, const ExpertItem& item, int worker) noexcept;
+  void mix_experts(const Op& op, int64_t row) noexcept;
   Assignments assignments() noexcept;
   int64_t sort_assignments(const Op& op) noexcept;
 

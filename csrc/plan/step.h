@@ -11,12 +11,11 @@ struct Run {
   int64_t rows;
   int64_t position;       // of the first row
   uint8_t* const* pages;  // the sequence's cache pages; enough for its last position
-  bool tiled = false;     // whole pages, for tile units
 };
 
 struct Step {
   int64_t rows = 0;
-  int64_t tiled = 0;                   // of them the first, those of tiled runs
+  int64_t tiled = 0;                   // of them the first, for tile units: runs of whole pages
   const int32_t* tokens = nullptr;     // [rows]
   const int64_t* positions = nullptr;  // [rows]
   const Run* runs = nullptr;           // cover all rows, in order

@@ -58,7 +58,7 @@ std::vector<KvCache::PageRef> KvCache::share(std::span<const int32_t> tokens) {
   return chain;
 }
 
-KvCache::PageRef KvCache::name(PageRef page, const PageRef* before, const int32_t* tokens, bool tiled) noexcept {
+KvCache::PageRef KvCache::name(PageRef page, const PageRef* before, const int32_t* tokens) noexcept {
   const int64_t parent = before == nullptr ? kStart : (*before)->name;
   if (kept_limit_ == 0 || parent == kUnnamed) return page;
   page->key.first = parent;
@@ -67,10 +67,8 @@ KvCache::PageRef KvCache::name(PageRef page, const PageRef* before, const int32_
     const auto [entry, added] = named_.emplace(page->key, page);
     if (added) {
       page->name = next_name_++;
-      page->tiled = tiled;
       return page;
     }
-    if (entry->second->tiled != tiled) return page;
     add_user(entry->second);
     release({&page, 1});
     return entry->second;

@@ -1,8 +1,8 @@
 // The key-value cache: pages of kPageTokens positions for all layers, shared by the sequences that begin alike.
 //
 // A full page is named by its tokens and the page before it, so a chain of pages stands for one beginning of a text.
-// Keys and values depend on nothing else, but for whether tile units computed them: whoever needs that beginning takes
-// the pages as they are.  Pages that no sequence uses any more are kept until their memory is needed, those longest
+// Whoever needs that beginning takes the pages as they are: a session names only pages whose keys and values depend on
+// nothing else, to the bit.  Pages that no sequence uses any more are kept until their memory is needed, those longest
 // unused going first.
 #pragma once
 
@@ -27,7 +27,6 @@ class KvCache {
     Buffer buffer;
     int64_t users = 0;
     int64_t name = kUnnamed;  // never given twice, so that one of a page long gone leads nowhere
-    bool tiled = false;       // of a named page: tile units computed it, whose bits are others
     Key key{};                // of a named page
   };
   static constexpr int64_t kUnnamed = -1, kStart = 0;
@@ -50,9 +49,9 @@ class KvCache {
   // The longest known chain of full pages that the tokens begin with.  Throws as take does.
   std::vector<PageRef> share(std::span<const int32_t> tokens);
   // Names a page that holds kPageTokens tokens after those of `before` (null: at the start).  Returns the page to use
-  // from now on: another of the same content, if there is one.  Never fails: a page may stay unnamed, as it does where
-  // the one of those tokens was computed the other way: what a sequence has computed is not changed under it.
-  PageRef name(PageRef page, const PageRef* before, const int32_t* tokens, bool tiled) noexcept;
+  // from now on: another of the same content, if there is one.  Never fails: a page may stay unnamed, and does after an
+  // unnamed one.
+  PageRef name(PageRef page, const PageRef* before, const int32_t* tokens) noexcept;
   // The pages of a sequence, in order: one user less for each.
   void release(std::span<const PageRef> pages) noexcept;
 

@@ -45,8 +45,7 @@ Session::Session(std::shared_ptr<const Program> program, const KernelSet& kernel
       options_(options),
       team_(options.threads),
       crew_(options.threads),
-      plan_(*program_, kernels, team_,
-            {options.batch, options.context, options.cache, options.keep_values, options.profile, options.tiles}),
+      plan_(*program_, kernels, team_, options.limits),
       cache_(plan_.cache_shape(), options.cache_pages, options.kept_pages) {}
 
 int64_t Session::open(std::shared_ptr<Sampler> sampler) {
@@ -102,9 +101,9 @@ void Session::check(const std::vector<Feed>& feeds) {
     if (feed.tokens.empty()) throw Error(Fault::kInvalid, "a feed without tokens");
     const int64_t count = static_cast<int64_t>(feed.tokens.size());
     rows += count;
-    if (sequence.length + count > options_.context) {
+    if (sequence.length + count > options_.limits.context) {
       throw Error(Fault::kContextFull, std::to_string(sequence.length + count) + " tokens do not fit the context of " +
-                                           std::to_string(options_.context));
+                                           std::to_string(options_.limits.context));
     }
     const auto check_token = [&](int32_t token, int32_t least) {
       if (token >= least && token < plan_.vocabulary()) return;
@@ -120,9 +119,9 @@ void Session::check(const std::vector<Feed>& feeds) {
       throw Error(Fault::kInvalid, "sequence " + std::to_string(feed.sequence) + " has no sampler");
     }
   }
-  if (rows < 1 || rows > options_.batch) {
+  if (rows < 1 || rows > options_.limits.rows) {
     throw Error(Fault::kInvalid,
-                std::to_string(rows) + " rows in a step, expected 1 to " + std::to_string(options_.batch));
+                std::to_string(rows) + " rows in a step, expected 1 to " + std::to_string(options_.limits.rows));
   }
 }
 
@@ -141,23 +140,36 @@ void Session::reserve_pages(const std::vector<Feed>& feeds) {
   }
 }
 
-// The tokens are in the cache: names the pages they fill.  Those that are theirs alone were tiled: see collect_rows.
+// Tokens [begin, end) of a feed, which come next: the whole pages among them, for tile units.  Which those are depends
+// on their positions alone, as long as a prompt is cut at ends of pages.
+std::pair<std::size_t, std::size_t> Session::tiled_tokens(const Sequence& sequence, std::size_t count) const noexcept {
+  const std::size_t first = static_cast<std::size_t>(sequence.length), left = (first + count) % kPageTokens;
+  const std::size_t to_page = (kPageTokens - first % kPageTokens) % kPageTokens;
+  if (!plan_.tiles() || to_page + kPageTokens + left > count) return {0, 0};
+  return {to_page, count - left};
+}
+
+// The tokens are in the cache.  Names the pages they fill, but none that tile units would have computed and did not:
+// pages of one name must be of the same bits, whoever filled them.
 void Session::advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept {
+  const auto [begin, end] = tiled_tokens(sequence, tokens.size());
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     sequence.tail.push_back(tokens[i]);
     ++sequence.length;
     if (sequence.tail.size() < kPageTokens) continue;
-    const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
-    KvCache::PageRef& page = sequence.pages[index];
-    const bool tiled = plan_.tiles() && i + 1 >= kPageTokens;
-    page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data(), tiled);
-    sequence.addresses[index] = KvCache::address(page);
+    if (!plan_.tiles() || (begin <= i && i < end)) name_last_page(sequence);
     sequence.tail.clear();
   }
 }
 
+void Session::name_last_page(Sequence& sequence) noexcept {
+  const std::size_t index = static_cast<std::size_t>(sequence.length / kPageTokens) - 1;
+  KvCache::PageRef& page = sequence.pages[index];
+  page = cache_.name(page, index == 0 ? nullptr : &sequence.pages[index - 1], sequence.tail.data());
+  sequence.addresses[index] = KvCache::address(page);
+}
+
 // Rows of a step: first, for tile units, the tokens of every feed that are whole pages of the cache; then the others.
-// Which those are depends on their positions alone, as long as a prompt is cut at ends of pages.
 void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results) {
   tokens_.clear();
   positions_.clear();
@@ -166,27 +178,26 @@ void Session::collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResul
   std::vector<std::pair<std::size_t, std::size_t>> pages(feeds.size());  // tokens [begin, end) of each feed
   for (std::size_t f = 0; f < feeds.size(); ++f) {
     const Feed& feed = feeds[f];
-    const std::size_t count = feed.tokens.size(), last = static_cast<std::size_t>(find(feed.sequence).length) + count;
-    const std::size_t to_page = (kPageTokens - (last - count) % kPageTokens) % kPageTokens, left = last % kPageTokens;
-    if (plan_.tiles() && to_page + kPageTokens + left <= count) pages[f] = {to_page, count - left};
-    collect_run(feeds, f, pages[f].first, pages[f].second, true);
+    const std::size_t count = feed.tokens.size();
+    pages[f] = tiled_tokens(find(feed.sequence), count);
+    collect_run(feeds, f, pages[f].first, pages[f].second);
     if (feed.want == Want::kScores) results[f].scores.resize(count);
     if (feed.want == Want::kLogits) results[f].logits.resize(count * static_cast<std::size_t>(plan_.vocabulary()));
   }
+  tiled_ = static_cast<int64_t>(tokens_.size());
   for (std::size_t f = 0; f < feeds.size(); ++f) {
-    collect_run(feeds, f, 0, pages[f].first, false);
-    collect_run(feeds, f, pages[f].second, feeds[f].tokens.size(), false);
+    collect_run(feeds, f, 0, pages[f].first);
+    collect_run(feeds, f, pages[f].second, feeds[f].tokens.size());
   }
 }
 
-void Session::collect_run(const std::vector<Feed>& feeds, std::size_t f, std::size_t begin, std::size_t end,
-                          bool tiled) {
+void Session::collect_run(const std::vector<Feed>& feeds, std::size_t f, std::size_t begin, std::size_t end) {
   if (begin == end) return;
   const Feed& feed = feeds[f];
   const Sequence& sequence = find(feed.sequence);
   const int64_t first = sequence.length + static_cast<int64_t>(begin);
-  runs_.push_back({static_cast<int64_t>(tokens_.size()), static_cast<int64_t>(end - begin), first,
-                   sequence.addresses.data(), tiled});
+  runs_.push_back(
+      {static_cast<int64_t>(tokens_.size()), static_cast<int64_t>(end - begin), first, sequence.addresses.data()});
   for (std::size_t i = begin; i < end; ++i) {
     const bool wanted = feed.want == Want::kLogits || (feed.want == Want::kSample && i + 1 == feed.tokens.size()) ||
                         (feed.want == Want::kScores && feed.targets[i] >= 0);
@@ -263,10 +274,14 @@ std::vector<FeedResult> Session::step(const std::vector<Feed>& feeds, bool (*int
   std::vector<FeedResult> results(feeds.size());
   collect_rows(feeds, results);
   Watch watch{&cancel_, interrupted, std::chrono::steady_clock::now() + kInterruptInterval};
-  int64_t tiled = 0;
-  for (const Run& run : runs_) tiled += run.tiled ? run.rows : 0;
-  const Step step{static_cast<int64_t>(tokens_.size()), tiled,       tokens_.data(), positions_.data(), runs_.data(),
-                  static_cast<int64_t>(runs_.size()),   &Watch::ask, &watch};
+  const Step step{.rows = static_cast<int64_t>(tokens_.size()),
+                  .tiled = tiled_,
+                  .tokens = tokens_.data(),
+                  .positions = positions_.data(),
+                  .runs = runs_.data(),
+                  .run_count = static_cast<int64_t>(runs_.size()),
+                  .cancelled = &Watch::ask,
+                  .cancel_context = &watch};
   cancel_.store(false);
   stepping_.store(true);
   try {

@@ -44,15 +44,10 @@ struct FeedResult {
 };
 
 struct SessionOptions {
+  PlanLimits limits{};
   int threads = 1;
-  int64_t batch = 512;      // most rows in a step
-  int64_t context = 4096;   // most positions of a sequence
   int64_t cache_pages = 0;  // most cache pages in use at once
-  CacheType cache = CacheType::kF16;
-  int64_t kept_pages = 0;    // most cache pages there are because of what they hold; see KvCache
-  bool keep_values = false;  // see PlanLimits
-  bool profile = false;
-  bool tiles = false;  // see PlanLimits
+  int64_t kept_pages = 0;   // most cache pages there are because of what they hold; see KvCache
 };
 
 class Session {
@@ -63,7 +58,8 @@ class Session {
   int64_t open(std::shared_ptr<Sampler> sampler);
   void close(int64_t sequence);
   // Takes for an empty sequence what others have computed of the beginning of this prompt, and never all of it: the
-  // last token is left to be fed.  Returns the positions taken, a multiple of kPageTokens.
+  // last token is left to be fed.  With tile units that is whole pages of prompts, which alone they compute, so that
+  // what is taken has the bits that feeding it would give.  Returns the positions taken, a multiple of kPageTokens.
   int64_t reuse(int64_t sequence, std::span<const int32_t> prompt);
   int64_t length(int64_t sequence) const;
 
@@ -104,9 +100,11 @@ class Session {
   Sequence& find(int64_t sequence) { return const_cast<Sequence&>(std::as_const(*this).find(sequence)); }
   void check(const std::vector<Feed>& feeds);
   void reserve_pages(const std::vector<Feed>& feeds);
+  std::pair<std::size_t, std::size_t> tiled_tokens(const Sequence& sequence, std::size_t count) const noexcept;
   void advance(Sequence& sequence, const std::vector<int32_t>& tokens) noexcept;
+  void name_last_page(Sequence& sequence) noexcept;
   void collect_rows(const std::vector<Feed>& feeds, std::vector<FeedResult>& results);
-  void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end, bool tiled);
+  void collect_run(const std::vector<Feed>& feeds, std::size_t feed, std::size_t begin, std::size_t end);
   void compute(const std::vector<Feed>& feeds, std::vector<FeedResult>& results, const Step& step);
   void finish_output(const Feed& feed, FeedResult& result, const Output& output, const float* logits);
 
@@ -123,6 +121,7 @@ class Session {
 
   std::vector<int32_t> tokens_;  // of the rows of the step being run
   std::vector<int64_t> positions_;
+  int64_t tiled_ = 0;  // of the rows the first, see Step
   std::vector<Run> runs_;
   std::vector<Output> outputs_;
 };

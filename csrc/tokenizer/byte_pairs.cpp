@@ -62,15 +62,15 @@ int32_t BytePairs::find(std::string_view token) const noexcept {
 }
 
 // Where a pair is, or the empty place where it would be.
-BytePairs::Merge& BytePairs::slot_of(int32_t left, int32_t right) noexcept {
+std::size_t BytePairs::place_of(int32_t left, int32_t right) const noexcept {
   const std::size_t mask = merges_.size() - 1;
   std::size_t at = mixed(uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right)) & mask;
   while (merges_[at].left != kNone && (merges_[at].left != left || merges_[at].right != right)) at = (at + 1) & mask;
-  return merges_[at];
+  return at;
 }
 
 const BytePairs::Merge* BytePairs::find_merge(int32_t left, int32_t right) const noexcept {
-  const Merge& merge = const_cast<BytePairs*>(this)->slot_of(left, right);
+  const Merge& merge = merges_[place_of(left, right)];
   return merge.left == kNone ? nullptr : &merge;
 }
 
@@ -78,7 +78,7 @@ void BytePairs::grow() {
   std::vector<Merge> old(merges_.size() * 2);
   old.swap(merges_);
   for (const Merge& merge : old) {
-    if (merge.left != kNone) slot_of(merge.left, merge.right) = merge;
+    if (merge.left != kNone) merges_[place_of(merge.left, merge.right)] = merge;
   }
 }
 
@@ -92,7 +92,7 @@ bool BytePairs::add_merge(std::string_view merge) {
   const int32_t merged = find(joined);
   if (merged == kNone) return false;
   if (pairs_ * 2 >= merges_.size()) grow();
-  Merge& slot = slot_of(left, right);
+  Merge& slot = merges_[place_of(left, right)];
   pairs_ += slot.left == kNone;
   slot = {left, right, ranks_++, merged};  // of a pair named twice, the later counts
   return true;

@@ -24,8 +24,6 @@ class BytePairs {
   // Adds the tokens of a word to `ids`.  A letter (a code point) that is no token is left out.
   void encode(std::string_view word, std::vector<int32_t>& ids) const;
 
-  int32_t find(std::string_view token) const noexcept;  // its id, or kNone
-
  private:
   struct Merge {
     int32_t left = kNone, right = kNone;
@@ -33,8 +31,9 @@ class BytePairs {
     int32_t merged = kNone;
   };
 
+  int32_t find(std::string_view token) const noexcept;  // its id, or kNone
   const Merge* find_merge(int32_t left, int32_t right) const noexcept;
-  Merge& slot_of(int32_t left, int32_t right) noexcept;
+  std::size_t place_of(int32_t left, int32_t right) const noexcept;
   void grow();
 
   std::vector<std::string> vocabulary_;

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpuinfer.config import Config
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.loader import open_model
+from cpuinfer.loader import Blueprint, open_model
+from cpuinfer.ops import Attention, Experts, Op, inputs, outputs
 from cpuinfer.weight import PANEL, Weight
 from cpuinfer.weights import Source
 
@@ -18,8 +20,14 @@ if TYPE_CHECKING:
 
 PAGE_TOKENS = 32
 """Positions in a page of the key-value cache."""
-GROUP, SEGMENT = 32, 512
-"""Head dimensions that share a scale; positions whose attention is one partial result."""
+GROUP, HALF, SEGMENT = 32, 16, 512
+"""Head dimensions or inputs that share a scale; inputs that share a sum; positions whose attention is one partial
+result."""
+TILE_ROWS, HEAD_ROWS, SHARED_ITEMS = 8, 16, 2
+"""Rows that are multiplied together; rows of logits computed at once; items of attention that each
+worker should get."""
+FLOAT = 4
+"""Bytes of an fp32."""
 BATCH = 512
 """Most rows in a step: tokens of prompts plus one for each answer under way."""
 KV_CACHES = ("f16", "int8", "int4")
@@ -55,9 +63,9 @@ def part_bytes(config: Config, threads: int) -> int:
 
     Of so few queries that workers share out segments of 512 positions: fp32 values, a largest score and a sum each.
     """
-    blocks = min(BATCH, (2 * threads - 1) // config.kv_heads) if threads > 1 else 0
-    queries = blocks * max(1, 8 * config.kv_heads // config.heads) * config.heads
-    return queries * (-(-config.head_dim // GROUP) * GROUP + 16) * 4 * PAGE_TOKENS // SEGMENT
+    blocks = min(BATCH, (SHARED_ITEMS * threads - 1) // config.kv_heads) if threads > 1 else 0
+    queries = blocks * max(1, TILE_ROWS * config.kv_heads // config.heads) * config.heads
+    return queries * (_padded(config.head_dim, GROUP) + PANEL) * FLOAT * PAGE_TOKENS // SEGMENT
 
 
 def describe(
@@ -99,7 +107,7 @@ def describe(
         memory=MemoryEstimate(
             weights=weights,
             cache=cache,
-            scratch=scratch_bytes(config, positions),
+            scratch=scratch_bytes(blueprint, positions),
             overhead=PROGRAM + TOKEN * config.vocabulary,
         ),
         bytes_per_token=weights - sum(source.weights[name].packed_bytes for name in _looked_up(config, source)),
@@ -113,11 +121,57 @@ def _looked_up(config: Config, source: Source) -> list[str]:
     return [name for name in tables if name in source.weights]
 
 
-def scratch_bytes(config: Config, context: int, *, batch: int = BATCH, threads: int | None = None) -> int:
-    """About what the plan's arena takes: activations of a batch, logits of 16 rows, attention's partial results."""
-    width = 3 * config.hidden + config.feed_forward + (config.heads + 2 * config.kv_heads) * config.head_dim
-    parts = part_bytes(config, threads or os.cpu_count() or 1) * context // PAGE_TOKENS
-    return 4 * (batch * (width + 2 * max(config.hidden, config.feed_forward)) + 16 * config.vocabulary) + parts
+def scratch_bytes(blueprint: Blueprint, context: int, *, threads: int | None = None, tiles: bool | None = None) -> int:
+    """What the plan's arena takes, but for rounding to cache lines.
+
+    `threads`: None for one a processor; `tiles`: with tile units, None for whether the machine has them.
+    """
+    from cpuinfer import _core
+
+    config, ops = blueprint.config, blueprint.graph.ops
+    threads = threads or os.cpu_count() or 1
+    if tiles is None:
+        tiles = any(kernels["usable"] and kernels["tiles"] for kernels in _core.kernel_sets())
+    matrices = [shape for name in blueprint.graph.used if len(shape := blueprint.tensor(name).shape) == 2]
+    widest = max(shape[1] for shape in matrices)
+    mixtures = [op for op in ops if isinstance(op, Experts)]
+    # Of every row: rotary tables, and the widest input as floats, as codes with scales and sums, and as tile units read
+    # it, in bf16.
+    row = sum(rope.dims for rope in {op.rope for op in ops if isinstance(op, Attention) and op.rope})
+    row += _padded(widest, PANEL) + widest // FLOAT + -(-widest // GROUP) + -(-widest // HALF) + tiles * widest // 2
+    if mixtures:
+        most = max(op.used for op in mixtures)
+        inner = max(blueprint.tensor(op.down).shape[1] for op in mixtures)
+        row += most * (5 + inner + config.hidden)  # its experts, their shares and places, values and outputs
+    worker = _core.worker_bytes(
+        widest=widest,
+        head_dim=config.head_dim,
+        experts=max((op.experts for op in mixtures), default=0),
+        tiled_rows=BATCH if tiles else 0,
+    )
+    parts = part_bytes(config, threads) * (-(-context // SEGMENT) * SEGMENT) // PAGE_TOKENS
+    logits = HEAD_ROWS * _padded(config.vocabulary, PANEL)
+    return FLOAT * (BATCH * row + _value_floats(ops) + logits) + threads * worker + (parts if context > SEGMENT else 0)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _value_floats(ops: Sequence[Op]) -> int:
+    """What the values of a full batch take, each until it is read for the last time; the head's have their own room."""
+    from cpuinfer import _core
+
+    layout = _core.ArenaLayout()
+    last = {value.index: i for i, op in enumerate(ops) for value in inputs(op)}
+    live: dict[int, tuple[int, int]] = {}
+    for i, op in enumerate(ops[:-1]):
+        for value in outputs(op):
+            floats = BATCH * _padded(value.width, PANEL)
+            live[value.index] = layout.take(floats), floats
+        for index in [index for index in live if last.get(index) == i]:
+            layout.give_back(*live.pop(index))
+    return layout.end
 
 
 def _kind(name: str) -> str:

@@ -53,13 +53,13 @@ class LLM:
             they are; of those that are rounded, embeddings and the head get 8 bits.
         cache_packed: keep the packed weights in the cache folder (as much again as the model is large), from where the
             next start reads them instead of packing: worth it where packing takes long, above all with `quantize`.
-        deterministic: compute prompts as answers are: results are the same, bit by bit, whatever the kernel set and
-            however much of a prompt was there before.  Otherwise tile units, where the kernel set has them (`amx`),
-            take the whole pages (32 tokens) of a prompt, several times as fast and rounded another way; still the same
-            whatever the threads and whatever else runs.
+        deterministic: compute prompts as answers are: results are the same, bit by bit, whatever the kernel set.
+            Otherwise tile units, where the kernel set has them (`amx`), take the whole pages (32 tokens) of a prompt,
+            several times as fast and rounded another way; still the same whatever the threads, whatever else runs and
+            whatever was computed before.
         prefix_cache: positions whose keys and values are kept while no request uses them, so that a prompt that begins
             as an earlier one did computes only the rest; in pages of 32.  None keeps as many as the context has, which
-            is what one long request would take; 0 none.
+            is what one long request would take; 0 none.  Of answers only with `deterministic` or without tile units.
         kv_cache: how keys and values are kept: f16, int8 (about half the memory, faster far into a context), or int4
             (about a quarter, at some cost of quality).
         keep_values: keep every value of a step for a look at them (`_core.Session.value`); takes much more memory.

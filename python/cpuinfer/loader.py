@@ -187,7 +187,7 @@ def _pack(
     for name, matrix in matrices.items():
         weight = used[name]
         if isinstance(weight.rows, StoredRows):
-            jobs.append((weight.rows.checkpoint.reader, weight.rows.name, 0, weight.shape[0], matrix, 0))
+            jobs.append((weight.rows.checkpoint.reader, weight.rows.name, matrix))
         else:
             tasks.extend(_packing_tasks(weight, matrix))
     try:

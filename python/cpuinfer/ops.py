@@ -155,3 +155,24 @@ class Attention:
 
 
 Op = Embed | Normalize | Linears | Glu | Experts | Gated | Attention
+
+
+def inputs(op: Op) -> list[Value]:
+    """The values an op reads."""
+    match op:
+        case Embed():
+            return []
+        case Attention():
+            return [op.q, op.k, op.v]
+        case Glu():
+            return [op.x]
+        case Gated():
+            read = [op.x, op.gate]
+        case Normalize() | Linears() | Experts():
+            read = [op.x]
+    return read if op.residual is None else [*read, op.residual]
+
+
+def outputs(op: Op) -> tuple[Value, ...]:
+    """The values an op makes."""
+    return op.outs if isinstance(op, Linears) else (op.out,)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cpuinfer.config import Activation, Rope
 from cpuinfer.graph import Graph
-from cpuinfer.ops import Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value
+from cpuinfer.ops import Attention, Embed, Experts, Gated, Glu, Linears, Norm, Normalize, Op, Value, inputs
 
 Array = npt.NDArray[np.float64]
 GROUP = 32
@@ -59,7 +59,7 @@ class Reference:
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """Logits after each token, [len(tokens), vocabulary]; keeps only the values still needed."""
-        last_use = {value: i for i, op in enumerate(self.graph.ops) for value in _inputs(op)}
+        last_use = {value: i for i, op in enumerate(self.graph.ops) for value in inputs(op)}
         values: dict[Value, Array] = {}
         out: dict[Value, Array] = {}
         for i, op in enumerate(self.graph.ops):
@@ -213,18 +213,3 @@ def attend(op: Attention, q: Array, k: Array, v: Array) -> Array:
     weights = _softmax(np.where(seen, scores, -np.inf))
     mixed: Array = np.einsum("hqk,khd->qhd", weights, np.repeat(v, group, axis=1))
     return mixed.reshape(n, -1)
-
-
-def _inputs(op: Op) -> list[Value]:
-    match op:
-        case Embed():
-            return []
-        case Attention():
-            return [op.q, op.k, op.v]
-        case Glu():
-            return [op.x]
-        case Gated():
-            read = [op.x, op.gate]
-        case Normalize() | Linears() | Experts():
-            read = [op.x]
-    return read if op.residual is None else [*read, op.residual]

@@ -20,7 +20,8 @@ CPUINFER_DECLARE_KERNELS(avx_vnni_evex)
 
 inline const KernelSet& scalar_set() { return kernel_sets().back(); }
 
-// Every set this machine can run but scalar itself; says which it leaves out.
+// Every set this machine can run but scalar itself, and of those that share their kernels the first; says which it
+// leaves out.
 inline const std::vector<KernelSet>& sets_under_test() {
   static const std::vector<KernelSet> sets = [] {
     std::vector<KernelSet> all(kernel_sets().begin(), kernel_sets().end() - 1);
@@ -28,7 +29,10 @@ inline const std::vector<KernelSet>& sets_under_test() {
     all.push_back({"avx_vnni (AVX-512 encoding)", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni, CPUINFER_KERNELS(evex)});
     std::vector<KernelSet> usable;
     for (const KernelSet& set : all) {
-      const std::string missing = missing_for(set, cpu_info());
+      std::string missing = missing_for(set, cpu_info());
+      for (const KernelSet& other : usable) {
+        if (other.gemm == set.gemm) missing = "its kernels are those of " + std::string(other.name);
+      }
       std::printf("%s %s%s%s\n", missing.empty() ? "testing" : "skipped", set.name, missing.empty() ? "" : ": ",
                   missing.c_str());
       if (missing.empty()) usable.push_back(set);

@@ -23,7 +23,7 @@ std::vector<KvCache::PageRef> fill(KvCache& cache, const std::vector<int32_t>& t
   std::vector<KvCache::PageRef> pages = cache.share(tokens);
   for (std::size_t i = pages.size(); i < tokens.size() / kPageTokens; ++i) {
     pages.push_back(cache.take());
-    pages[i] = cache.name(pages[i], i == 0 ? nullptr : &pages[i - 1], tokens.data() + i * kPageTokens, false);
+    pages[i] = cache.name(pages[i], i == 0 ? nullptr : &pages[i - 1], tokens.data() + i * kPageTokens);
   }
   return pages;
 }
@@ -57,9 +57,9 @@ TEST("sequences that fill the same page at the same time end with one") {
   KvCache cache(kShape, 10, 10);
   KvCache::PageRef first = cache.take(), second = cache.take();
   const std::vector<int32_t> tokens = text(1);
-  first = cache.name(first, nullptr, tokens.data(), false);
+  first = cache.name(first, nullptr, tokens.data());
   CHECK_EQ(cache.used(), 2);
-  second = cache.name(second, nullptr, tokens.data(), false);
+  second = cache.name(second, nullptr, tokens.data());
   CHECK(first == second);
   CHECK_EQ(cache.used(), 1);
   cache.release({&first, 1});
@@ -67,21 +67,6 @@ TEST("sequences that fill the same page at the same time end with one") {
   cache.release({&second, 1});
   CHECK_EQ(cache.used(), 0);
   CHECK_EQ(cache.kept(), 1);
-}
-
-TEST("a page that was computed another way is not put in the place of a sequence's own") {
-  KvCache cache(kShape, 10, 10);
-  const std::vector<int32_t> tokens = text(2);
-  const auto plain = fill(cache, tokens);
-  std::vector<KvCache::PageRef> tiled = {cache.take(), cache.take()};
-  for (std::size_t i = 0; i < 2; ++i) {
-    const KvCache::PageRef own = tiled[i];
-    tiled[i] = cache.name(own, i == 0 ? nullptr : tiled.data(), tokens.data() + i * kPageTokens, true);
-    CHECK(tiled[i] == own);
-  }
-  cache.release(tiled);
-  CHECK_EQ(cache.kept(), int64_t{0});
-  CHECK(cache.share(tokens) == plain);
 }
 
 TEST("pages of ended sequences go in the order of their age, the end of a text before its beginning") {
@@ -124,7 +109,7 @@ TEST("a page after one that was given up leads nowhere, also when its beginning 
   KvCache cache(kShape, 10, 10);
   std::vector<KvCache::PageRef> unnamed = {cache.take(), cache.take()};
   const std::vector<int32_t> tokens = text(2);
-  unnamed[1] = cache.name(unnamed[1], unnamed.data(), tokens.data() + kPageTokens, false);
+  unnamed[1] = cache.name(unnamed[1], unnamed.data(), tokens.data() + kPageTokens);
   CHECK_EQ(known(cache, text(1, kPageTokens)), std::size_t{0});
   cache.release(unnamed);
   CHECK_EQ(cache.kept(), 0);

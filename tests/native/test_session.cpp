@@ -2,7 +2,6 @@
 // reused.
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <functional>
 #include <random>
 #include <thread>
@@ -16,40 +15,14 @@ using namespace cpuinfer;
 
 namespace {
 
-constexpr int64_t kHidden = 96, kHeads = 3, kKvHeads = 1, kHeadDim = 32, kWide = 160, kVocabulary = 101;
-constexpr int kLayers = 3;
+constexpr LlamaShape kShape{96, 3, 1, 32, 160, 101, 3};
+constexpr int64_t kVocabulary = kShape.vocabulary;
 
-std::shared_ptr<const PackedMatrix> random_matrix(int64_t n, int64_t k, Encoding encoding, std::mt19937& random) {
-  const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
-  std::vector<uint8_t> codes(static_cast<std::size_t>(n * k));
-  for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % (nibbles ? 16 : 256));
-  const uint16_t scale = nibbles ? 0x2800 : 0x1800;  // fp16 2^-5 and 2^-9
-  const std::vector<uint16_t> scales(static_cast<std::size_t>(n * k / kGroup), scale);
-  matrix->set_integer_rows(0, n, codes.data(), scales.data(), nullptr);
-  return matrix;
+std::shared_ptr<const Program> make_program() { return random_llama(kShape, Encoding::kInt4, Encoding::kInt8); }
+
+SessionOptions options(int threads) {
+  return {.limits = {.rows = 64, .context = 200}, .threads = threads, .cache_pages = 40};
 }
-
-std::shared_ptr<const Program> make_program() {
-  std::mt19937 random(1);
-  auto program = std::make_shared<Program>(std::vector<Rope>{{std::vector<double>(kHeadDim / 2, 0.1), true}});
-  const auto matrix = [&](int64_t n, int64_t k) { return random_matrix(n, k, Encoding::kInt4, random); };
-  const auto table = random_matrix(kVocabulary, kHidden, Encoding::kInt8, random);
-  ValueId x = embed(*program, table);
-  for (int32_t layer = 0; layer < kLayers; ++layer) {
-    const auto qkv = linears(*program, "qkv", x, ones(kHidden),
-                             {matrix(kHeads * kHeadDim, kHidden), matrix(kKvHeads * kHeadDim, kHidden),
-                              matrix(kKvHeads * kHeadDim, kHidden)});
-    const ValueId a = attention(*program, qkv, {layer, kHeads, kKvHeads, kHeadDim, 1 / std::sqrt(float{kHeadDim})});
-    x = linears(*program, "out", a, {}, {matrix(kHidden, kHeads * kHeadDim)}, x)[0];
-    const ValueId m = glu(*program, x, ones(kHidden), matrix(kWide, kHidden), matrix(kWide, kHidden));
-    x = linears(*program, "down", m, {}, {matrix(kHidden, kWide)}, x)[0];
-  }
-  linears(*program, "head", x, ones(kHidden), {table});
-  return program;
-}
-
-SessionOptions options(int threads) { return {threads, 64, 200, 40}; }
 
 std::vector<int32_t> text(int length, unsigned seed) {
   std::mt19937 random(seed);
@@ -261,7 +234,7 @@ TEST("what was computed without tile units before changes nothing of a text that
   SessionOptions plain = options(2);
   plain.kept_pages = 30;
   SessionOptions tiled = plain;
-  tiled.tiles = true;
+  tiled.limits.tiles = true;
   Session by_rows(program, amx, plain), by_pages(program, amx, tiled), first(program, amx, tiled);
   const auto rows = logits(by_rows, tokens, 1), pages = logits(by_pages, tokens, 64);
   CHECK(logits(by_pages, tokens, 1) == rows);

@@ -14,50 +14,17 @@ using namespace cpuinfer;
 
 namespace {
 
-struct Shape {
-  int64_t hidden, heads, kv_heads, head_dim, feed_forward, vocabulary;
-};
 // Head sizes, groups and a vocabulary that are no multiple of a vector, a tile or a panel.
-constexpr Shape kShapes[] = {
-    {64, 4, 2, 16, 96, 269}, {96, 3, 1, 32, 32, 33}, {32, 2, 2, 10, 160, 7}, {96, 9, 1, 6, 64, 1}};
+constexpr LlamaShape kShapes[] = {
+    {64, 4, 2, 16, 96, 269, 2}, {96, 3, 1, 32, 32, 33, 2}, {32, 2, 2, 10, 160, 7, 2}, {96, 9, 1, 6, 64, 1, 2}};
 constexpr int64_t kContext = 70;
 
-std::shared_ptr<const PackedMatrix> random_matrix(Encoding encoding, int64_t n, int64_t k) {
-  const auto count = static_cast<std::size_t>(n * k);
-  if (encoding == Encoding::kF32) {
-    auto matrix = std::make_shared<PackedMatrix>(encoding, n, k);
-    matrix->set_float_rows(0, n, normals(count, 0.2f).data());
-    return matrix;
-  }
-  const bool nibbles = encoding == Encoding::kInt4;
-  auto matrix = std::make_shared<PackedMatrix>(encoding, n, k, PackOptions{.zero = nibbles ? 8 : 128});
-  std::vector<uint8_t> codes(count);
-  for (uint8_t& code : codes) code = static_cast<uint8_t>(random_bits()() % (nibbles ? 16 : 256));
-  const uint16_t scale = nibbles ? 0x2666 : 0x1666;  // about 0.025 and 0.0014
-  matrix->set_integer_rows(0, n, codes.data(), std::vector<uint16_t>(count / kGroup, scale).data(), nullptr);
-  return matrix;
+std::shared_ptr<const Program> random_program(const LlamaShape& shape, Encoding encoding) {
+  return random_llama(shape, encoding, encoding);
 }
 
-std::shared_ptr<const Program> random_program(const Shape& s, Encoding encoding, int layers = 2) {
-  Rope rope;
-  for (int64_t i = 0; i < s.head_dim / 2; ++i) rope.inverse_frequency.push_back(std::pow(0.1, static_cast<double>(i)));
-  auto program = std::make_shared<Program>(std::vector<Rope>{rope});
-  const auto matrix = [&](int64_t n, int64_t k) { return random_matrix(encoding, n, k); };
-  const Norm norm = ones(s.hidden);
-  const auto table = matrix(s.vocabulary, s.hidden);
-  ValueId x = embed(*program, table);
-  for (int layer = 0; layer < layers; ++layer) {
-    const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    const auto qkv =
-        linears(*program, "qkv", x, norm, {matrix(q, s.hidden), matrix(kv, s.hidden), matrix(kv, s.hidden)});
-    const ValueId a = attention(*program, qkv, {layer, s.heads, s.kv_heads, s.head_dim, 0.25f});
-    // Integer weights take inputs by groups of 32 only.
-    x = linears(*program, "o", a, {}, {random_matrix(q % kGroup == 0 ? encoding : Encoding::kF32, s.hidden, q)}, x)[0];
-    const ValueId m = glu(*program, x, norm, matrix(s.feed_forward, s.hidden), matrix(s.feed_forward, s.hidden));
-    x = linears(*program, "down", m, {}, {matrix(s.hidden, s.feed_forward)}, x)[0];
-  }
-  linears(*program, "head", x, norm, {table});
-  return program;
+SessionOptions options(int threads, int64_t rows, int64_t pages) {
+  return {.limits = {.rows = rows, .context = kContext}, .threads = threads, .cache_pages = pages};
 }
 
 std::vector<int32_t> random_tokens(std::size_t count, int64_t vocabulary) {
@@ -98,15 +65,15 @@ bool faults(Fault expected, const std::function<void()>& act) {
 }  // namespace
 
 TEST("every shape gives the same bits on every kernel set, on any threads and in any pieces") {
-  for (const Shape& shape : kShapes) {
+  for (const LlamaShape& shape : kShapes) {
     for (const Encoding encoding : {Encoding::kInt4, Encoding::kInt8, Encoding::kF32}) {
       const auto program = random_program(shape, encoding);
       const auto tokens = random_tokens(kContext, shape.vocabulary);
-      Session alone(program, scalar_set(), {1, kContext, kContext, 3});
+      Session alone(program, scalar_set(), options(1, kContext, 3));
       const std::vector<float> expected = logits(alone, tokens, kContext);
       for (const float value : expected) CHECK(std::isfinite(value));
       for (const KernelSet& set : sets_under_test()) {
-        Session session(program, set, {3, kContext, kContext, 3});
+        Session session(program, set, options(3, kContext, 3));
         for (const std::size_t piece : {1, 17, 70}) {
           const std::vector<float> found = logits(session, tokens, piece);
           CHECK_EQ(found.size(), expected.size());
@@ -118,13 +85,13 @@ TEST("every shape gives the same bits on every kernel set, on any threads and in
 }
 
 TEST("a step of more sequences than a tile, sampling and scoring, is the same on any threads") {
-  const Shape& shape = kShapes[0];
+  const LlamaShape& shape = kShapes[0];
   const auto program = random_program(shape, Encoding::kInt4);
   std::vector<std::vector<int32_t>> texts;
   for (std::size_t i = 0; i < 33; ++i) texts.push_back(random_tokens(1 + i % 7, shape.vocabulary));
   std::vector<float> first;
   for (const int threads : {1, 2, 3, 7}) {
-    Session session(program, *sets_under_test().data(), {threads, 512, kContext, 99});
+    Session session(program, *sets_under_test().data(), options(threads, 512, 99));
     std::vector<Feed> feeds;
     for (const auto& text : texts) {
       const bool samples = feeds.size() % 2 == 0;
@@ -145,8 +112,8 @@ TEST("a step of more sequences than a tile, sampling and scoring, is the same on
 }
 
 TEST("threads that step, cancel, open and close share a session") {
-  const Shape& shape = kShapes[1];
-  Session session(random_program(shape, Encoding::kInt8), *sets_under_test().data(), {2, 64, kContext, 99});
+  const LlamaShape& shape = kShapes[1];
+  Session session(random_program(shape, Encoding::kInt8), *sets_under_test().data(), options(2, 64, 99));
   const auto tokens = random_tokens(kContext, shape.vocabulary);
   const std::vector<float> expected = logits(session, tokens, 64);
   std::atomic<bool> stop{false};
@@ -187,8 +154,8 @@ TEST("threads that step, cancel, open and close share a session") {
 }
 
 TEST("a step that is interrupted, out of pages or past the context moves nothing") {
-  const Shape& shape = kShapes[0];
-  Session session(random_program(shape, Encoding::kInt4), *sets_under_test().data(), {2, 512, kContext, 2});
+  const LlamaShape& shape = kShapes[0];
+  Session session(random_program(shape, Encoding::kInt4), *sets_under_test().data(), options(2, 512, 2));
   const int64_t sequence = session.open(nullptr);
   const auto feed = [&](std::size_t count) {
     return std::vector<Feed>{{sequence, random_tokens(count, shape.vocabulary), Want::kNothing, {}}};

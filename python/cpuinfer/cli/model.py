@@ -40,7 +40,7 @@ def add_deterministic(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same bits on every kernel set, whatever was computed before; slower prompts with AMX",
+        help="the same bits on every kernel set; slower prompts with AMX, but answers are reused in further turns",
     )
 
 
