@@ -172,7 +172,8 @@ class FloatSource {
 // A part of a product: inputs [begin, end) of one or two panels.
 struct TileSlice {
   int64_t panel, panels, begin, end;
-  int64_t parts() const { return panels * (end - begin) / kGroup * kParts; }
+  int64_t panel_parts() const { return (end - begin) / kGroup * kParts; }
+  int64_t parts() const { return panels * panel_parts(); }
 };
 
 // A slice on its way to tiles [panels][kTileInputs / 32], a few parts at a time: between the tile products of the slice
@@ -191,14 +192,13 @@ class Unpacking {
   }
 
   void advance(int64_t parts) {
-    for (const int64_t all = slice_.parts(); parts > 0 && done_ < all; --parts) {
-      const int64_t a_panel = slice_.parts() / slice_.panels;
-      if (done_ == a_panel) open(1);
-      const bool second = done_ >= a_panel;
-      source_.write(second ? done_ - a_panel : done_, tiles_ + (second ? kTileInputs * kLanes : 0));
+    const int64_t of_panel = slice_.panel_parts();
+    for (const int64_t end = done_ + (parts < left() ? parts : left()); done_ < end; ++done_) {
+      if (done_ == of_panel) open(1);
+      const bool second = done_ >= of_panel;
+      source_.write(second ? done_ - of_panel : done_, tiles_ + (second ? kTileInputs * kLanes : 0));
       for (int64_t byte = 0; byte < part_bytes_; byte += 64) __builtin_prefetch(fetched_ + byte);
       fetched_ += part_bytes_;
-      ++done_;
     }
   }
 

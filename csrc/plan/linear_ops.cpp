@@ -20,7 +20,7 @@ bool any_float(const Op& op) {
 void unweave(float* both, int64_t lanes, float* seconds) {
   for (int64_t i = 0; i < lanes; i += kLanes) {
     std::copy_n(both + 2 * i + kLanes, kLanes, seconds + i);
-    std::copy_n(both + 2 * i, kLanes, both + i);
+    std::memmove(both + i, both + 2 * i, kLanes * sizeof(float));  // the first stays where it is
   }
 }
 
