@@ -98,10 +98,14 @@ def perplexity(
 class Reading:
     """A text as a model is to read it."""
 
-    def __init__(self, llm: LLM, text: str | Path, *, window: int | None, stride: int | None) -> None:
+    def __init__(
+        self, llm: LLM, text: str | Path, *, window: int | None, stride: int | None, context: int | None = None
+    ) -> None:
+        """`context`: of the model, or of another that is to read the same windows."""
         name, characters = read_text(text)
         self.tokens = encode(llm.tokenizer, characters)
-        self.windows = choose(window=window, stride=stride, context=llm.context, bos=bos_of(llm.tokenizer))
+        context = llm.context if context is None else context
+        self.windows = choose(window=window, stride=stride, context=context, bos=bos_of(llm.tokenizer))
         try:
             self.spans = self.windows.spans(len(self.tokens))
         except InvalidRequest as error:
