@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,12 +177,7 @@ def _difference(measure: str, a: Sample, b: Sample, *, paired: bool, resamples: 
     if not measure.startswith("accuracy"):
         return found
     only_a, only_b = (int((x.sums > y.sums).sum()) for x, y in ((a, b), (b, a)))
-    return Difference(
-        *(getattr(found, name) for name in ("measure", "a", "b", "difference", "low", "high", "p_value")),
-        mcnemar_p=resampling.mcnemar_p(only_a, only_b),
-        only_a=only_a,
-        only_b=only_b,
-    )
+    return replace(found, mcnemar_p=resampling.mcnemar_p(only_a, only_b), only_a=only_a, only_b=only_b)
 
 
 def _window_samples(record: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Sample]:

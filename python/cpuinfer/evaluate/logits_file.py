@@ -7,8 +7,8 @@ The tensors, n being the tokens scored and v the vocabulary:
     step      F32 [n]
     codes     U16 [n, v]  log p = largest - step * code
 
-`__metadata__` holds "format", "cpuinfer logits 1", and as JSON "model", "text" and "windows", with the fields of Subject,
-Text and Windows: which tokens are scored, in which order and after what, follows from the last.
+`__metadata__` holds "format", "cpuinfer logits 1", and as JSON "model", "text" and "windows", with the fields of
+Subject, Text and Windows: which tokens are scored, in which order and after what, follows from the last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_HEADER = 1 << 20
 MOST_WINDOW = 1 << 30
 READ = 8 << 20
 """Bytes of codes read at a time, or those of a token where that is more."""
-_TYPES = {
+_TYPES: Mapping[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "F32": np.dtype("<f4"),
     "U16": np.dtype("<u2"),
@@ -167,7 +167,7 @@ class LogitsFile:
         offset, kind, _ = self._places[name]
         out = np.empty(end - begin, _TYPES[kind])
         at = self._data + offset + begin * out.itemsize
-        view = memoryview(out.view(np.uint8))
+        view = memoryview(out.view(np.uint8).data)
         while view:
             count = os.preadv(self._descriptor, [view], at)
             if count == 0:

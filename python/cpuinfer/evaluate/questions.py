@@ -94,6 +94,8 @@ class _Line:
         if not isinstance(found, dict):
             self.refuse(f"is {type(found).__name__}, expected a JSON object")
         shapes = [shape for shape in _SHAPES if shape.fields <= found.keys()]
+        if isinstance(found.get("question"), dict):
+            shapes = [_NESTED]
         if len(shapes) != 1:
             fault = " and ".join("/".join(sorted(shape.fields)) for shape in shapes)
             known = "context, choices and answer, or the fields of a common set"
@@ -188,17 +190,13 @@ def _piqa(line: _Line, found: Mapping[str, Any]) -> Parts:
 
 
 def _question(line: _Line, found: Mapping[str, Any], field: str = "question") -> Parts:
-    question = found[field]
-    if isinstance(question, dict):
-        return _nested(line, question, found)
-    if "choices" not in found:
-        line.refuse("has a question without choices")
     choices, labels = line.labelled(found["choices"])
     stem = line.text(found, field)
     return _asked(stem), stem, choices, line.answer(found, choices, labels)
 
 
-def _nested(line: _Line, question: Mapping[str, Any], found: Mapping[str, Any]) -> Parts:
+def _nested(line: _Line, found: Mapping[str, Any]) -> Parts:
+    question = found["question"]
     if not {"stem", "choices"} <= question.keys():
         line.refuse(f"question has {', '.join(question)}, expected stem and choices")
     choices, labels = line.labelled(question["choices"])
@@ -223,6 +221,6 @@ _SHAPES = (
     _Shape(frozenset({"goal", "sol1", "sol2"}), _piqa),
     _Shape(frozenset({"question", "mc1_targets"}), _truthfulqa),
     _Shape(frozenset({"question", "choices"}), _question),
-    _Shape(frozenset({"question", "answerKey"}), _question),
     _Shape(frozenset({"question_stem", "choices"}), lambda line, found: _question(line, found, "question_stem")),
 )
+_NESTED = _Shape(frozenset({"question"}), _nested)

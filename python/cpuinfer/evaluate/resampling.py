@@ -106,7 +106,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     Psychometrika 12, 1947, by the binomial distribution)."""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, tail / (1 << max(n - 1, 0)))
 
 
 def _means(sample: Sample, drawn: npt.NDArray[np.int64]) -> Numbers:

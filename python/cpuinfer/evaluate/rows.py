@@ -61,8 +61,8 @@ class RowComparer:
 class RowCoder:
     """A row of log-probabilities as 16-bit codes: log p = largest - step * code, the least likely token having 65535.
 
-    A row that spans 40 nats has steps of 0.0006, which moves KL by some 1e-8 nats; half precision, whose steps are 0.008
-    from 8 nats on, would move it by 1e-6.
+    A row that spans 40 nats has steps of 0.0006, which moves KL by some 1e-8 nats; half precision, whose steps are
+    0.008 from 8 nats on, would move it by 1e-6.
     """
 
     MOST_CODE = 65535
