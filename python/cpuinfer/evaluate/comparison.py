@@ -21,7 +21,7 @@ class Difference:
     """One measure of both results.
 
     Attributes:
-        measure: its name and unit.
+        measure: its name and unit; of choices, the normalisation whose accuracy it is.
         a, b: what each result has.
         difference: b - a.
         low, high: its 95 % interval, by the percentiles of the bootstrap over items.
@@ -92,6 +92,10 @@ def compare(a: object, b: object, *, resamples: int = RESAMPLES, seed: int = 0) 
         for measure, sample in first.samples.items()
         if measure in second.samples
     )
+    if paired and first.kind == "choice":
+        differences = tuple(
+            _with_mcnemar(found, first.samples[found.measure], second.samples[found.measure]) for found in differences
+        )
     return Comparison(
         of=first.kind,
         a=first.title,
@@ -144,6 +148,8 @@ def _keys(record: Mapping[str, Any]) -> list[str]:
 
 def _pair(a: _Side, b: _Side) -> bool:
     """Whether the items are the same, which are then put in one order."""
+    if a.keys == b.keys:
+        return True
     if sorted(a.keys) == sorted(b.keys):
         a.sort()
         b.sort()
@@ -173,9 +179,12 @@ def _difference(measure: str, a: Sample, b: Sample, *, paired: bool, resamples: 
         return Difference(measure, a.mean, b.mean, b.mean - a.mean, low, high, p_value)
     low, high = resampling.paired_bootstrap(a, b, resamples=resamples, seed=seed)
     p_value = resampling.sign_flip_p(b.sums - a.sums, resamples=resamples, seed=seed)
-    found = Difference(measure, a.mean, b.mean, b.mean - a.mean, low, high, p_value)
-    if not measure.startswith("accuracy"):
-        return found
+    return Difference(measure, a.mean, b.mean, b.mean - a.mean, low, high, p_value)
+
+
+def _with_mcnemar(found: Difference, a: Sample, b: Sample) -> Difference:
+    from cpuinfer.evaluate import resampling
+
     only_a, only_b = (int((x.sums > y.sums).sum()) for x, y in ((a, b), (b, a)))
     return replace(found, mcnemar_p=resampling.mcnemar_p(only_a, only_b), only_a=only_a, only_b=only_b)
 
@@ -209,9 +218,7 @@ def _choice_samples(record: Mapping[str, Any]) -> dict[str, Sample]:
     items = record["items"]
     names = [found["normalisation"] for found in record["accuracies"]]
     return {
-        f"accuracy, {name}": Sample(
-            np.array([item["picked"][i] == item["answer"] for item in items], np.float64), np.ones(len(items))
-        )
+        name: Sample(np.array([item["picked"][i] == item["answer"] for item in items], np.float64), np.ones(len(items)))
         for i, name in enumerate(names)
     }
 
