@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -165,7 +164,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_file(tiny_model: Path, tmp_path: Pat
     words = ["kld", str(tiny_model), str(long), "--save-logits", str(output), "-t", "1", "--stride", "1"]
     command = [sys.executable, "-m", "cpuinfer", "eval", *words]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and len(os.listdir(tmp_path)) < 2:
+        while process.poll() is None and len(list(tmp_path.iterdir())) < 2:
             pass
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)

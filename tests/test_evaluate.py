@@ -239,7 +239,7 @@ def test_logits_of_another_text_vocabulary_or_window_are_refused(llm: LLM, tmp_p
     save_logits(llm, TEXT, path, window=64)
     with pytest.raises(InvalidRequest, match=r"reference.logits: the logits are of another text \(text, \d+ tokens\)"):
         divergence(llm, TEXT + "more", path)
-    with pytest.raises(InvalidRequest, match="window: 32, but the logits in .* are of 64"):
+    with pytest.raises(InvalidRequest, match=r"window: 32, but the logits in .* are of 64"):
         divergence(llm, TEXT, path, window=32)
     wider = write_tiny_llama(tmp_path / "wider.gguf", vocab=300)
     with LLM(wider, threads=1) as model:
