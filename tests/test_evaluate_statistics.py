@@ -192,3 +192,15 @@ def test_a_seed_decides_what_is_drawn() -> None:
         resampling.paired_bootstrap(ones(a), ones(b), resamples=200, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_what_does_not_vary_has_an_interval_of_no_width() -> None:
+    a, b = Sample(np.full(5, 6.0), np.full(5, 4.0)), Sample(np.full(5, 1.0), np.full(5, 4.0))
+    assert resampling.paired_bootstrap(a, b, resamples=100, seed=0) == (-1.25, -1.25)
+    assert resampling.two_sample_bootstrap(a, b, resamples=100, seed=0) == (-1.25, -1.25)
+
+
+def test_a_drawn_p_value_counts_what_was_found_and_so_is_never_0() -> None:
+    a, b = ones(np.zeros(30)), ones(np.ones(30))
+    assert resampling.sign_flip_p(b.sums - a.sums, resamples=99, seed=0) == 1 / 100
+    assert resampling.permutation_p(a, b, resamples=99, seed=0) == 1 / 100
