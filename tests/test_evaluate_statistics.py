@@ -55,6 +55,14 @@ def test_one_block_has_no_interval() -> None:
     assert (found.value, found.standard_error, found.low, found.high) == (1.5, None, None, None)
 
 
+def test_a_share_has_no_bounds_beyond_0_and_1() -> None:
+    found = mean_of_blocks([9, 10], [10, 10])
+    assert found.high is not None
+    assert found.high > 1
+    kept = found.within(0, 1)
+    assert (kept.value, kept.standard_error, kept.low, kept.high) == (0.95, found.standard_error, found.low, 1)
+
+
 def test_intervals_of_correlated_numbers_hold_by_blocks_and_not_by_tokens() -> None:
     """An autoregression of 0.8, in blocks of 128 but for a shorter last one."""
     random = np.random.default_rng(2)

@@ -34,6 +34,10 @@ class Estimate:
         error = None if self.standard_error is None else self.standard_error * factor
         return replace(self.mapped(lambda x: x * factor), standard_error=error)
 
+    def within(self, least: float, most: float) -> Estimate:
+        """Bounds no further than what such a number can be."""
+        return replace(self.mapped(lambda x: min(max(x, least), most)), standard_error=self.standard_error)
+
     def exponential(self) -> Estimate:
         """Of exp(value): the interval is that of the value, carried over; the error is its first order."""
         value = math.exp(self.value)
