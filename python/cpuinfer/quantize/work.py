@@ -51,9 +51,18 @@ class Work:
         self._write(STAGE.format(index), arrays)
         (self.folder / f"{index - 1:04}-{STATE}").unlink(missing_ok=True)
 
-    def stage(self, index: int) -> dict[str, npt.NDArray[Any]]:
-        """What was saved of a stage."""
-        return self._read(STAGE.format(index))
+    def stage(self, index: int, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+        """What was saved of a stage, by names that begin with the prefix."""
+        return self._read(STAGE.format(index), prefix)
+
+    def names(self, index: int) -> dict[str, set[str]]:
+        """What was saved of a stage: "name/part" as the parts of each name."""
+        found: dict[str, set[str]] = {}
+        with told(self.folder), np.load(self.folder / STAGE.format(index)) as members:
+            for member in members.files:
+                name, _, part = member.rpartition("/")
+                found.setdefault(name, set()).add(part)
+        return found
 
     def state(self, index: int) -> dict[str, npt.NDArray[Any]]:
         """What the stages after one go on from."""
