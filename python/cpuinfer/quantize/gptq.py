@@ -106,15 +106,15 @@ def _factor(hessian: Real, diagonal: npt.NDArray[np.float64], taken: npt.NDArray
 def _to_cholesky(matrix: Real) -> bool:
     """Put the lower Cholesky factor in a matrix's place, by products of panels; False where it is not positive."""
     k, eps = len(matrix), np.finfo(matrix.dtype).eps
-    largest = np.sqrt(np.diagonal(matrix).max())
+    least = np.sqrt(eps * np.diagonal(matrix))
     for begin in range(0, k, PANEL):
         end = min(begin + PANEL, k)
         try:
             corner = np.linalg.cholesky(matrix[begin:end, begin:end])
         except np.linalg.LinAlgError:
             return False
-        # A root that rounding left over from 0 may pass as positive.
-        if not np.diagonal(corner).min() > eps * largest:
+        # What rounding leaves of 0 may pass as positive.
+        if not (np.diagonal(corner) > least[begin:end]).all():
             return False
         matrix[begin:end, begin:end] = corner
         matrix[begin:end, end:] = 0
