@@ -59,7 +59,7 @@ def fold(folding: Folding, scale: Array, weight: Callable[[str], Array]) -> dict
     s = np.asarray(scale)
     if s.shape != (folding.width,) or not np.isfinite(s).all() or not (s > 0).all():
         raise InvalidRequest(f"{folding.source}: factors of shape {s.shape}, expected {folding.width} above 0")
-    changed = {name: weight(name) * s for name in folding.weights}
+    changed: dict[str, Array] = {name: weight(name) * s for name in folding.weights}
     divisor = s
     if folding.tied:
         rows = np.asarray(folding.tied)
@@ -175,7 +175,8 @@ def _rows(graph: Graph, readers: _Readers) -> Iterator[tuple[Folding, int]]:
         for i, (name, bias, out) in enumerate(zip(op.weights, op.biases, op.outs, strict=True)):
             if i == 0 and op.residual is not None:
                 continue
-            weights, tied, width = _linear_readers(readers[out]), (), out.width
+            weights, width = _linear_readers(readers[out]), out.width
+            tied: tuple[int, ...] = ()
             attention = values.get(out)
             if attention is not None and op.act is None and [kind for _, kind in readers[out]] == ["value"]:
                 weights, width = _linear_readers(readers[attention.out]), attention.out.width

@@ -186,7 +186,8 @@ class _Walk:
             return self._w[:, : upper.shape[1]].copy()
         made_up = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
         inverse = np.linalg.inv(upper[begin:]).astype(np.float32, copy=False)
-        return self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
+        best: Floats = self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
+        return best
 
     def round(self, begin: int, end: int, read: Callable[[int], tuple[Floats, Floats | None]]) -> npt.NDArray[np.uint8]:
         """The codes [columns, n] of columns begin to end; read(column) gives the scale and offset of each row."""

@@ -141,7 +141,8 @@ def _read(x: Array, norm: Norm | None, tensors: Tensors) -> tuple[Array, Callabl
 def _affine(x: Array, name: str, bias: str | None, tensors: Tensors) -> Array:
     """W x + b, as one product of all rows."""
     product = x.reshape(-1, x.shape[-1]) @ tensors[name].T
-    return (product if bias is None else product + tensors[bias]).reshape(*x.shape[:-1], -1)
+    out: Array = product if bias is None else product + tensors[bias]
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def _affine_back(gradient: Array, x: Array, name: str, tensors: Tensors, collected: Gradients) -> Array:
@@ -149,7 +150,8 @@ def _affine_back(gradient: Array, x: Array, name: str, tensors: Tensors, collect
     rows = gradient.reshape(-1, gradient.shape[-1])
     if collected.wants(name):
         collected.to_weight(name, rows.T @ x.reshape(-1, x.shape[-1]))
-    return (rows @ tensors[name]).reshape(x.shape)
+    by_x: Array = rows @ tensors[name]
+    return by_x.reshape(x.shape)
 
 
 def _linears(op: Op, values: Mapping[Value, Array], tensors: Tensors) -> tuple[dict[Value, Array], Back]:

@@ -108,7 +108,8 @@ class LearnedRounding:
 
     def _places(self) -> Floats:
         if self._uniform:
-            return self._quotient - self._levels[0]
+            shifted: Floats = self._quotient - self._levels[0]
+            return shifted
         below = np.clip(np.searchsorted(self._levels, self._quotient, side="right") - 1, 0, len(self._levels) - 2)
         gaps = np.diff(self._levels)
         gap = gaps[below]

@@ -163,4 +163,5 @@ def _hashes(begin: int, count: int, seed: int) -> npt.NDArray[np.uint64]:
     mixed += np.uint64(seed % (1 << 32)) * np.uint64(0xD1342543DE82EF95)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
