@@ -184,7 +184,7 @@ class _Walk:
     def _start(self, begin: int, upper: Real) -> Floats:
         if not begin:
             return self._w[:, : upper.shape[1]].copy()
-        made_up = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
+        made_up: Floats = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
         inverse = np.linalg.inv(upper[begin:]).astype(np.float32, copy=False)
         best: Floats = self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
         return best
