@@ -21,6 +21,8 @@ LAZY = 128
 """Columns between two products that bring the columns to come up to date."""
 STRIP = 16
 """Columns between two products within those."""
+PANEL = 256
+"""Columns of the Cholesky factor that are done at once."""
 MOST_DAMPING = 10.0
 Order = Literal["none", "static", "dynamic"]
 
@@ -62,7 +64,7 @@ def gptq(
     The paper takes errors along the rows of U, the Cholesky factor of the inverse: H^-1 = U^T U.  With H = R R^T, R
     upper triangular, U = R^-1, and the same columns come from R alone, as in LDLQ (Chee et al., arXiv 2307.13304,
     theorem 6): those of a block B, made up for all columns before it, are W_B + (W - Q)_before R_before,B R_BB^-1.
-    So only blocks are inverted, and nothing is as large as H beside H, its turned copy and R.
+    So only blocks are inverted, and nothing is as large as H beside H and R.
     """
     w = checked(w, scheme, statistics)
     if order not in ("none", "static", "dynamic") or not damping >= 0:
@@ -94,17 +96,32 @@ def _factor(hessian: Real, diagonal: npt.NDArray[np.float64], taken: npt.NDArray
     while damping <= MOST_DAMPING:
         matrix = hessian[np.ix_(turned, turned)]
         matrix[np.diag_indices(len(turned))] += np.where(dead, mean or 1, damping * mean).astype(matrix.dtype)
-        try:
-            lower = np.linalg.cholesky(matrix)
-        except np.linalg.LinAlgError:
-            lower = np.full((1, 1), np.nan, matrix.dtype)
-        # What float32 rounds away may pass as a root that is tiny, or not a number.
-        least = np.diagonal(lower).min()
-        if least > np.finfo(matrix.dtype).eps * np.sqrt(mean):
-            return _Factor(lower, damping)
-        del matrix, lower
+        if _to_cholesky(matrix):
+            return _Factor(matrix, damping)
+        del matrix
         damping = max(10 * damping, 1e-4)
     raise NumericalError(f"hessian: not positive with {MOST_DAMPING:g} times its mean diagonal added to its diagonal")
+
+
+def _to_cholesky(matrix: Real) -> bool:
+    """Put the lower Cholesky factor in a matrix's place, by products of panels; False where it is not positive."""
+    k, eps = len(matrix), np.finfo(matrix.dtype).eps
+    least = np.sqrt(eps * np.diagonal(matrix))
+    for begin in range(0, k, PANEL):
+        end = min(begin + PANEL, k)
+        try:
+            corner = np.linalg.cholesky(matrix[begin:end, begin:end])
+        except np.linalg.LinAlgError:
+            return False
+        # What rounding leaves of 0 may pass as positive.
+        if not (np.diagonal(corner) > least[begin:end]).all():
+            return False
+        matrix[begin:end, begin:end] = corner
+        matrix[begin:end, end:] = 0
+        matrix[end:, begin:end] = matrix[end:, begin:end] @ np.linalg.inv(corner).T
+        for at in range(end, k, PANEL):
+            matrix[at:, at : at + PANEL] -= matrix[at:, begin:end] @ matrix[at : at + PANEL, begin:end].T
+    return True
 
 
 def _block_by_block(
@@ -167,9 +184,10 @@ class _Walk:
     def _start(self, begin: int, upper: Real) -> Floats:
         if not begin:
             return self._w[:, : upper.shape[1]].copy()
-        made_up = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
+        made_up: Floats = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
         inverse = np.linalg.inv(upper[begin:]).astype(np.float32, copy=False)
-        return self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
+        best: Floats = self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
+        return best
 
     def round(self, begin: int, end: int, read: Callable[[int], tuple[Floats, Floats | None]]) -> npt.NDArray[np.uint8]:
         """The codes [columns, n] of columns begin to end; read(column) gives the scale and offset of each row."""

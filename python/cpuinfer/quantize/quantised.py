@@ -72,6 +72,8 @@ def checked(w: npt.NDArray[np.floating], scheme: Scheme, statistics: Statistics 
 
 def join(fits: Sequence[Fit]) -> Fit:
     """The fit of blocks side by side."""
+    if len(fits) == 1:
+        return fits[0]
     offsets = [fit.offset for fit in fits if fit.offset is not None]
     return Fit(
         np.concatenate([fit.scale for fit in fits], axis=1),

@@ -1,4 +1,4 @@
-"""Rounding each weight to the nearest number its scheme has: by the format's rule, or with the best scale of a search."""
+"""Rounding each weight to the nearest number its scheme has, with the format's own scales or the best of a search."""
 
 from __future__ import annotations
 

@@ -160,7 +160,8 @@ def _add_products(triangle: npt.NDArray[np.floating], x: Floats) -> None:
 def _hashes(begin: int, count: int, seed: int) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) of the numbers from `begin` on."""
     mixed = np.arange(begin + 1, begin + 1 + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed += np.uint64(seed % (1 << 32)) * np.uint64(0xD1342543DE82EF95)
+    mixed += np.full(1, seed % (1 << 32), np.uint64) * np.uint64(0xD1342543DE82EF95)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    hashes: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return hashes
