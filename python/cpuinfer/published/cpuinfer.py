@@ -1,6 +1,6 @@
 """The layout of our own, for what no other holds: HACKING.md, "The safetensors layout of our own", defines it.
 
-codes U8 [n, k * bits / 8]   scale F16 [n, groups]   zeros U8 [n, groups * bits / 8]   bias F16 [n, groups]
+codes U8 [n, k * bits / 8]   scale F16 [n, groups]   zeros U8 [n, groups * bits / 8]   offset F16 [n, groups]
 table F32 [16]   order I32 [k]   outlier_columns I32 [c]   outliers F16 [n, c]   shape I64 [2]
 scale_codes U8 [n, groups] and scale_ends F16 [n, blocks, 2] in place of scale; type U8 for a GGUF block type
 """
@@ -28,7 +28,7 @@ SCALES_OF_A_BLOCK = 256
 """Neighbouring scales of a row that two levels describe together."""
 PARTS = (
     *("codes", "shape", "type", "scale", "scale_codes", "scale_ends"),
-    *("zeros", "bias", "table", "order", "outlier_columns", "outliers"),
+    *("zeros", "offset", "table", "order", "outlier_columns", "outliers"),
 )
 
 
@@ -96,7 +96,7 @@ class _Stored:
         scale, group, table = self.scale(begin, end), self.k // self.groups, self.table()
         if table is not None:
             return TableRows(codes, scale, table, group)
-        bias = self.take("bias", begin, end) if "bias" in self.held else None
+        bias = self.take("offset", begin, end) if "offset" in self.held else None
         zeros = self.zeros(begin, end)
         return IntegerRows(codes, scale, bias, 0 if zeros is not None else 1 << (self.bits - 1), zeros, group)
 
@@ -135,7 +135,7 @@ def open_linear(
         group=k // s.groups,
         zero=0 if held & {"zeros", "table"} else 1 << (s.bits - 1),
         has_zeros="zeros" in held,
-        has_bias="bias" in held,
+        has_bias="offset" in held,
         table=s.table(),
         input_order=s.order(),
         tensor_names=names,
@@ -158,14 +158,14 @@ def _checked(tensors: Tensors, prefix: str, n: int, k: int, held: frozenset[str]
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {
         "scale_ends": ("F16", (n, -(-groups // SCALES_OF_A_BLOCK), 2)),
         "zeros": ("U8", (n, -(-groups * bits // 8))),
-        "bias": ("F16", (n, groups)),
+        "offset": ("F16", (n, groups)),
         "table": ("F32", (16,)),
         "order": ("I32", (k,)),
     }
     needed = held | ({"scale_ends"} if scale == "scale_codes" else set())
     for part in wanted.keys() & needed:
         expect(tensors, f"{prefix}.{part}", (wanted[part][0],), wanted[part][1])
-    if "table" in held and (bits != 4 or held & {"zeros", "bias"}):
+    if "table" in held and (bits != 4 or held & {"zeros", "offset"}):
         raise CheckpointError(f"{prefix}.table: beside codes of {bits} bits or offsets, expected 4 bits and none")
     if "outliers" in held:
         _check_outliers(tensors, prefix, n, k)
@@ -192,8 +192,8 @@ def _floats(s: _Stored) -> npt.NDArray[np.float64]:
     else:
         zero: Any = 1 << (s.bits - 1) if zeros is None else zeros.astype(np.int64)[:, group]
         values = scale * (codes - zero)
-    if "bias" in s.held:
-        values += s.take("bias", 0, s.n).astype(np.float64)[:, group]
+    if "offset" in s.held:
+        values += s.take("offset", 0, s.n).astype(np.float64)[:, group]
     order = s.order()
     if order is not None:
         values[:, order] = values.copy()

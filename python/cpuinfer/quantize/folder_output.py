@@ -97,10 +97,10 @@ def write_folder(
     with replacing.new_folder(out, overwrite=overwrite) as folder:
         settings = huggingface.read_json(source.path / huggingface.CONFIG)
         plan = _Plan(source, settings, {**source.weights, **weights}, packing, threads)
-        safetensors_file.write(folder, plan.parts, progress)
         config = {key: value for key, value in settings.items() if key != "quantization_config"}
         if plan.packed:
             config["quantization_config"] = packing.config(plan.packed, plan.floats)
+        safetensors_file.write(folder, plan.parts, progress)
         (folder / huggingface.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _copy_others(source.path, folder)
 

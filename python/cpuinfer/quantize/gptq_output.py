@@ -6,8 +6,8 @@ reader knows; others as they are (version 2), since a zero point of 0 has no pla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,17 +48,9 @@ def write_folder(
     folder_output.write_folder(out, source, weights, packed, overwrite=overwrite, threads=threads, progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    bits: int
-    group: int
-    symmetric: bool
-
-
 class _Gptq:
     def __init__(self, checkpoint_format: CheckpointFormat | None) -> None:
         self._format = checkpoint_format
-        self._first: tuple[str, _Options] | None = None
 
     def entries(self, layer: Layer) -> tuple[Entry, ...]:
         weight, (n, k) = layer.weight, layer.shape
@@ -68,12 +60,6 @@ class _Gptq:
                 f"{layer.prefix}: {weight.encoding} {(n, k)}, expected 4 or 8 bits without biases, and a multiple of "
                 f"{32 // bits} rows"
             )
-        found = _Options(bits, -1 if weight.group == k else weight.group, not weight.has_zeros)
-        if self._first is None:
-            self._first = (layer.prefix, found)
-        name, first = self._first
-        if found != first and not _same_groups(found, first, k):
-            raise UnsupportedFormat(f"{layer.prefix}: {found}, but {name}: {first}: GPTQ has one set for all layers")
         groups = k // weight.group
         entries = [
             Entry(f"{layer.prefix}.qweight", "I32", (k * bits // 32, n)),
@@ -120,30 +106,42 @@ class _Gptq:
 
     def config(self, packed: Iterable[Layer], floats: Iterable[str]) -> Mapping[str, Any]:
         layers = list(packed)
-        narrow = next((layer for layer in layers if layer.weight.group != layer.shape[1]), layers[0])
-        weight, k = narrow.weight, narrow.shape[1]
+        bits, symmetric = _agreed(layers)
         left = sorted(name for name in floats if name != "lm_head")
-        dynamic: dict[str, Any] = (
-            {"dynamic": {rf"-:^{name.replace('.', chr(92) + '.')}$": {} for name in left}} if left else {}
-        )
+        dynamic: dict[str, Any] = {"dynamic": {f"-:^{re.escape(name)}$": {} for name in left}} if left else {}
         return {
             "quant_method": "gptq",
-            "bits": bits_of(weight),
-            "group_size": -1 if weight.group == k else weight.group,
-            "sym": not weight.has_zeros,
+            "bits": bits,
+            "group_size": _group_size(layers),
+            "sym": symmetric,
             "desc_act": any(layer.weight.input_order is not None for layer in layers),
             "lm_head": any(layer.prefix == "lm_head" for layer in layers),
             "pack_dtype": "int32",
-            "checkpoint_format": self._version(not weight.has_zeros),
+            "checkpoint_format": self._version(symmetric),
             **dynamic,
             "meta": {"quantizer": [f"cpuinfer:{cpuinfer.__version__}"]},
         }
 
 
-def _same_groups(a: _Options, b: _Options, k: int) -> bool:
-    """A group as long as the rows is a whole row by either name."""
+def _agreed(layers: list[Layer]) -> tuple[int, bool]:
+    """(bits, whether symmetric) of all layers: the config says it once."""
+    first = layers[0]
+    wanted = (bits_of(first.weight), not first.weight.has_zeros)
+    for layer in layers:
+        if (bits_of(layer.weight), not layer.weight.has_zeros) != wanted:
+            raise UnsupportedFormat(
+                f"{layer.prefix}: {layer.weight.encoding}, but {first.prefix}: {first.weight.encoding}: "
+                "GPTQ has the same bits and symmetry for all layers"
+            )
+    return wanted
 
-    def spelled(options: _Options) -> _Options:
-        return _Options(options.bits, k if options.group == -1 else options.group, options.symmetric)
 
-    return spelled(a) == spelled(b)
+def _group_size(layers: list[Layer]) -> int:
+    """The group of all layers; -1 where each row has one scale, however many inputs it has."""
+    groups = {layer.weight.group for layer in layers}
+    if all(layer.weight.group == layer.shape[1] for layer in layers):
+        return -1
+    if len(groups) > 1:
+        found = ", ".join(map(str, sorted(groups)))
+        raise UnsupportedFormat(f"{layers[0].prefix} and others: groups of {found}: GPTQ has one size for all layers")
+    return groups.pop()

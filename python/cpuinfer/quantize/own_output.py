@@ -96,7 +96,7 @@ class _Own:
             if weight.has_zeros:
                 shapes["zeros"] = ("U8", (n, -(-groups * bits // 8)))
             if weight.has_bias:
-                shapes["bias"] = ("F16", (n, groups))
+                shapes["offset"] = ("F16", (n, groups))
             if weight.table is not None:
                 shapes["table"] = ("F32", (16,))
             if weight.input_order is not None:
@@ -122,7 +122,7 @@ class _Own:
                     if isinstance(rows, IntegerRows) and rows.zeros is not None:
                         put(f"{prefix}.zeros", packing.pack_bits(rows.zeros, _bits(weight)))
                     if isinstance(rows, IntegerRows) and rows.bias is not None:
-                        put(f"{prefix}.bias", rows.bias)
+                        put(f"{prefix}.offset", rows.bias)
                 case _:
                     raise UnsupportedFormat(f"{prefix}: {weight.encoding}, expected codes")
         if _block_format(weight) is not None:
