@@ -68,7 +68,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     published = reader(packed) if isinstance(packed, Mapping) else None
     if published is not None and quantize is not None:
         raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out quantize (--quantize)")
-    stored = _stored(tensors, published, architecture.hf_left_out)
+    stored = stored_weights(tensors, published, architecture.hf_left_out)
     ours = arrange(stored, architecture.hf_names, config)
     _check(ours, config)
     if config.tied and "lm_head" in ours:
@@ -231,7 +231,10 @@ def _object(settings: Json, key: str) -> Json:
     return value
 
 
-def _stored(tensors: SafetensorsFolder, published: Reader | None, left_out: tuple[str, ...]) -> dict[str, Weight]:
+def stored_weights(
+    tensors: SafetensorsFolder, published: Reader | None, left_out: tuple[str, ...]
+) -> dict[str, Weight]:
+    """The tensors of a folder, by their names without `.weight`; those of a packed layer as one, by the layer's."""
     stored: dict[str, Weight] = {}
     packed: set[str] = set()
     names = [name for name in tensors.names() if not name.startswith(left_out)]
