@@ -74,7 +74,7 @@ class Calibrated:
         values |= {name: Table(plain(source[name], self.recipe.encodings.get(name), "opt-rtn")) for name in tables}
         layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values)
         if layer.rounded:
-            layer.round(layer.measure(states, self.texts), foldings(graph))
+            layer.round(layer.measure(states, self.texts), foldings(graph), states)
         after = [] if last else run_stage(graph, stage, layer.values, states, self.texts)
         self.work.save(index, self._arrays(layer), _state_arrays(after))
         return after

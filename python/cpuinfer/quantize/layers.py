@@ -74,8 +74,13 @@ class Layer:
         run_stage(self.graph, self.stage, self.values, states[:most], texts[:most], observe=observe)
         return shared
 
-    def round(self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding]) -> None:
-        """All matrices, by the recipe's method; an embedding or a head, by importance."""
+    def round(
+        self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding], states: Sequence[State]
+    ) -> None:
+        """All matrices, by the recipe's method; those of a head by importance."""
+        if self.recipe.method == "autoround" and self.stage.is_layer:
+            self._learn(statistics, states)
+            return
         scaled: dict[str, Floats] = {}
         if self.recipe.method == "awq" and self.stage.is_layer:
             for folding in foldings:
@@ -94,6 +99,23 @@ class Layer:
         lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
         self.errors[name] = lost / total if total else 0.0
         self.results[name], self.values[name] = result, after
+
+    def _learn(self, statistics: Mapping[str, Statistics], states: Sequence[State]) -> None:
+        from cpuinfer.quantize.auto_round import Options, auto_round
+        from cpuinfer.quantize.block import blocks
+
+        block = next(block for block in blocks(self.graph) if block.name == self.stage.name)
+        before = {name: self.matrix(name) for name in self.stage.weights()}
+        learned = auto_round(
+            block,
+            before,
+            np.stack([state[block.input] for state in states]),
+            {name: self.schemes[name] for name in self.rounded},
+            importance={name: statistics[name].mean_square for name in self.rounded},
+            options=Options(iterations=self.recipe.iterations, search=True, seed=self.recipe.seed),
+        )
+        for name, result in learned.weights.items():
+            self.take(name, result, before[name], statistics[name])
 
     def _fold(self, folding: Folding, statistics: Mapping[str, Statistics]) -> dict[str, Floats]:
         from cpuinfer.quantize.awq import search_scales
