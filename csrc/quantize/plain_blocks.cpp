@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "kernels/half.h"
 #include "quantize/code_bits.h"
 #include "quantize/placing.h"
 
@@ -83,7 +84,7 @@ CPUINFER_INLINE void one_level(const BlockType& type, const float* x, BlockScale
     place_truncated(type, x, {reciprocal(s.scale.factor), 0, 0.5f - static_cast<float>(type.first)}, codes);
     return;
   }
-  s.scale.factor = storable(s.scale.factor);
+  s.scale.factor = half_to_float(float_to_half(s.scale.factor));
   place_block(type, s, x, codes);
 }
 
