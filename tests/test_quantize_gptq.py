@@ -115,7 +115,7 @@ def test_inputs_that_are_always_0_are_rounded_to_nearest_and_disturb_nothing() -
     wild[:, dead] *= 0.5  # within the group's extremes, so no scale changes
     again = gptq(wild, statistics, scheme, search=False, order="static")
     others = np.setdiff1d(np.arange(96), dead)
-    largest = np.abs(w).reshape(ROWS, 3, 32).argmax(axis=2) + [0, 32, 64]
+    largest = np.abs(w).reshape(ROWS, 3, 32).argmax(axis=2) + np.array([0, 32, 64])
     same = ~np.isin(largest, dead).any(axis=1)
     assert same.any()
     assert (again.codes[same][:, others] == found.codes[same][:, others]).all()
