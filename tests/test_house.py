@@ -46,10 +46,11 @@ CSRC_LAYERS = {
     "checkpoint": {"core"},
     "tokenizer": {"core"},
     "kernels": {"core"},
+    "quantize": {"core", "kernels"},
     "load": {"core", "checkpoint", "kernels"},
     "plan": {"core", "kernels"},
     "runtime": {"core", "kernels", "plan"},
-    "bindings": {"core", "checkpoint", "tokenizer", "kernels", "load", "plan", "runtime"},
+    "bindings": {"core", "checkpoint", "tokenizer", "kernels", "quantize", "load", "plan", "runtime"},
 }
 MOST_LINES = 400
 

@@ -67,13 +67,13 @@ class IntegerScheme:
             plain = halved(largest / self.levels[0])
             if not search:
                 return Fit(plain)
-            weights = in_groups(counted(importance, w), self.group)
+            weights = in_groups(counted(importance, w.shape), self.group)
             return Fit(least_scale(groups, weights, self.levels, plain, largest))
         low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
         plain_fit = self.represent((high - low) / self.last, low)
         if not search:
             return plain_fit
-        weights = in_groups(counted(importance, w), self.group)
+        weights = in_groups(counted(importance, w.shape), self.group)
         scale, zero = least_affine(groups, weights, self.last, plain_fit.scale, plain_fit.stored)
         return self._with_zero(scale, zero)
 

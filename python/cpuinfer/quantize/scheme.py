@@ -138,18 +138,18 @@ def in_groups(array: npt.NDArray[np.float32], group: int, *, what: str = "weight
     return array.reshape(n, 1 if group == WHOLE_ROW else k // group, -1)
 
 
-def counted(importance: npt.NDArray[np.floating] | None, w: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def counted(importance: npt.NDArray[np.floating] | None, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Importance as float32 [n, k], read-only; InvalidRequest for another shape, numbers below 0 or not finite."""
     import numpy as np
 
     if importance is None:
-        return np.broadcast_to(np.float32(1), w.shape)
-    if importance.shape not in (w.shape, w.shape[1:]):
-        raise InvalidRequest(f"importance: shape {importance.shape}, expected {w.shape[1:]} or {w.shape}")
+        return np.broadcast_to(np.float32(1), shape)
+    if importance.shape not in (shape, shape[1:]):
+        raise InvalidRequest(f"importance: shape {importance.shape}, expected {shape[1:]} or {shape}")
     given = importance.astype(np.float32, copy=False)
     if not (np.isfinite(given).all() and (given >= 0).all()):
         raise InvalidRequest("importance: holds NaN, infinity or a number below 0")
-    return np.broadcast_to(given, w.shape)
+    return np.broadcast_to(given, shape)
 
 
 def halved(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

@@ -97,7 +97,7 @@ class TableScheme:
         plain = halved(np.abs(groups).max(axis=2) / np.abs(self.levels).max())
         if not search:
             return Fit(plain)
-        weights = in_groups(counted(importance, w), self.group)
+        weights = in_groups(counted(importance, w.shape), self.group)
         return Fit(least_scale(groups, weights, self.levels, plain, signed_largest(groups)))
 
     def represent(self, scale: npt.NDArray[np.floating], offset: npt.NDArray[np.floating] | None = None) -> Fit:
