@@ -33,8 +33,9 @@ def allocate(errors: npt.NDArray[np.floating], bits: npt.NDArray[np.floating], b
     errors, bits [tensors, candidates]: what each candidate costs each tensor; infinity for one that cannot be.
     budget: in total bits; for `x` bits a weight, x times the weights.
     Solved by dynamic programming over what is spent beyond the smallest candidates, in UNITS parts of what there is to
-    spend, each candidate's part rounded; of its answers the best that fits unrounded.  `bound` is of the continuous relaxation: steps on the lower convex hulls of
-    the tensors' points (bits, error), by what they save a bit (Sinha and Zoltners, Operations Research 27, 1979).
+    spend, each candidate's part rounded; of its answers the best that fits unrounded.  `bound` is of the continuous
+    relaxation: steps on the lower convex hulls of the tensors' points (bits, error), in the order of what they save a
+    bit (Sinha and Zoltners, Operations Research 27, 1979).
     Raises InvalidRequest where not even the smallest candidates fit.
     """
     costs, sizes = _checked(errors, bits)
