@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cpuinfer.errors import InvalidRequest, NumericalError
-from cpuinfer.quantize.allocation import allocate
+from cpuinfer.quantize.allocation import allocate, sensitivity
 from cpuinfer.quantize.double import DoubleScheme
 from cpuinfer.quantize.outliers import outlier_columns, proxies
 from cpuinfer.quantize.rtn import opt_rtn
 from cpuinfer.quantize.scheme import find
+from cpuinfer.quantize.statistics import Statistics
 from random_models import RandomModel
 
 EVERY = np.array(list(itertools.product(range(4), repeat=6)))
@@ -68,6 +69,15 @@ def test_candidates_that_cannot_be_are_never_taken() -> None:
         allocate(np.array([[np.nan]]), np.ones((1, 1)), 9)
     with pytest.raises(InvalidRequest, match=r"expected \[tensors, candidates\]"):
         allocate(np.ones((2, 2)), np.ones((2, 3)), 9)
+
+
+def test_sensitivity_falls_fourfold_a_bit() -> None:
+    rng = np.random.default_rng(0)
+    w, statistics = rng.normal(size=(32, 128)).astype(np.float32), Statistics.empty(128)
+    statistics.add(rng.normal(size=(500, 128)))
+    found = sensitivity(w, statistics, [find(f"int{bits}:g32") for bits in (3, 4, 5, 6)])
+    assert ((found[:-1] / found[1:] > 3) & (found[:-1] / found[1:] < 6)).all()
+    assert 0.001 < found[1] < 0.02
 
 
 @pytest.mark.parametrize("name", ["int4:g64", "int4:g64:asym", "nf4:g64", "int4:g-1"])

@@ -30,7 +30,7 @@ def case(*, capacity: int = 0) -> tuple[list[npt.NDArray[np.float32]], npt.NDArr
 
 
 def loss(weights: list[Array], x: Array, s: Array) -> float:
-    """Equation 4."""
+    """|Q(W diag s) diag(s)^-1 x - W x|^2."""
     scheme = find("int4:g32")
     total = 0.0
     for w in weights:

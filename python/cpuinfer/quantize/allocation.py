@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,10 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest, NumericalError
+from cpuinfer.quantize.quantised import output_error
+from cpuinfer.quantize.rtn import importance
+from cpuinfer.quantize.scheme import Scheme
+from cpuinfer.quantize.statistics import Statistics
 
 Costs = npt.NDArray[np.float64]
 UNITS = 20_000
 MOST_CANDIDATES = 256
+
+
+def sensitivity(
+    w: npt.NDArray[np.floating], statistics: Statistics, schemes: Sequence[Scheme]
+) -> npt.NDArray[np.float64]:
+    """[schemes]: what rounding a weight by each does to its output, relative to the output's own mean square.
+
+    The rounding is that of `importance`.  Shares of one tensor's output are a first guess at what the model's output
+    suffers: a divergence measured with one tensor rounded at a time is the better input to `allocate`.
+    """
+    own = output_error(w, statistics)
+    errors = [output_error(w - importance(w, statistics, scheme).values(scheme), statistics) for scheme in schemes]
+    return np.asarray(errors) / (own or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
