@@ -31,8 +31,8 @@ def layer(k: int, *, tokens: int = 1000, seed: int = 0) -> tuple[npt.NDArray[np.
 def column_by_column(
     w: npt.NDArray[np.float32], hessian: Array, scheme: Scheme, order: npt.NDArray[np.int64], *, static: bool
 ) -> Array:
-    """Optimal Brain Surgeon's update for each column (from which arXiv 2210.17323 starts), the inverse of what is left of
-    the Hessian computed anew each time; [n, k] values, columns in the order rounded."""
+    """Optimal Brain Surgeon's update, from which arXiv 2210.17323 starts, for each column, the inverse of what is left
+    of the Hessian computed anew each time; [n, k] values, columns in the order rounded."""
     k = w.shape[1]
     group, block = (size if size > 0 else k for size in (scheme.group, scheme.block))
     damped = hessian[np.ix_(order, order)] + 0.01 * np.mean(np.diagonal(hessian)) * np.eye(k)
