@@ -43,7 +43,7 @@ class Shapes(Mapping[str, tuple[int, ...]]):
             if not self._biases:
                 raise KeyError(name)
             return self[name.removesuffix(".bias")][:1]
-        last = name.split(".")[-1]
+        last = name.rpartition(".")[2]
         wide, narrow = c.heads * c.head_dim, c.kv_heads * c.head_dim
         if "experts." in name:
             size = c.feed_forward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ CASES = pytest.mark.parametrize(("model", "places"), MODELS.values(), ids=MODELS
 
 
 def place(source: str) -> str:
-    last = source.split(".")[-1]
+    last = source.rpartition(".")[2]
     names = {"input_layernorm": "attention norm", "norm": "head norm", "v_proj": "values", "up_proj": "up"}
     return names.get(last, "feed-forward norm")
 
@@ -54,15 +56,16 @@ def test_a_folded_model_is_the_same_function(model: RandomModel, places: set[str
     found = foldings(model.graph)
     assert {place(folding.source) for folding in found} == places
     changed: dict[str, np.ndarray] = {}
+    current = ChainMap(changed, model.tensors)
     for folding in found:
         s = np.exp(rng.normal(size=folding.width))
         tied = folding.tying()
         s = s if tied is None else s[: tied.max() + 1][tied]
-        made = fold(folding, s, lambda name: changed.get(name, model.tensors[name]))
+        made = fold(folding, s, current.__getitem__)
         assert set(folding.weights) < set(made)
         alone = model.logits(TOKENS, made | {n: t for n, t in changed.items() if n not in made})
         np.testing.assert_allclose(alone, before, rtol=1e-8, atol=1e-9)
-        changed |= made
+        changed.update(made)
     assert any(not np.allclose(changed[name], model.tensors[name]) for name in changed)
     after = model.logits(TOKENS, changed)
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
@@ -76,9 +79,9 @@ def test_float32_tensors_stay_float32_and_the_same_to_1e_5(model: RandomModel, p
     changed = dict(small)
     for folding in foldings(model.graph):
         s = np.full(folding.width, 1.7, np.float32)
-        made = fold(folding, s, lambda name: changed[name])
+        made = fold(folding, s, changed.__getitem__)
         assert {tensor.dtype for tensor in made.values()} == {np.dtype(np.float32)}
-        changed |= made
+        changed.update(made)
     assert np.abs(model.logits(TOKENS, changed) - before).max() < 1e-5 * np.abs(before).max()
 
 

@@ -31,8 +31,8 @@ def layer(k: int, *, tokens: int = 1000, seed: int = 0) -> tuple[npt.NDArray[np.
 def column_by_column(
     w: npt.NDArray[np.float32], hessian: Array, scheme: Scheme, order: npt.NDArray[np.int64], *, static: bool
 ) -> Array:
-    """Optimal Brain Surgeon's update for each column (arXiv 2210.17323, equation 2), the inverse of what is left of
-    the Hessian computed anew each time; [n, k] values, columns in the order rounded."""
+    """Optimal Brain Surgeon's update, from which arXiv 2210.17323 starts, for each column, the inverse of what is left
+    of the Hessian computed anew each time; [n, k] values, columns in the order rounded."""
     k = w.shape[1]
     group, block = (size if size > 0 else k for size in (scheme.group, scheme.block))
     damped = hessian[np.ix_(order, order)] + 0.01 * np.mean(np.diagonal(hessian)) * np.eye(k)
@@ -59,10 +59,10 @@ def column_by_column(
 @pytest.mark.parametrize("order", ["none", "static", "dynamic"])
 @pytest.mark.parametrize("name", ["int4:g32", "int3:g64:asym", "nf4:g32", "int4:g-1"])
 def test_values_are_those_of_explicit_inverses(name: str, order: Order) -> None:
-    w, statistics = layer(192)
+    w, statistics = layer(128)
     scheme = find(name)
-    columns = np.arange(192) if order == "none" else np.argsort(-np.diagonal(statistics.hessian), kind="stable")
-    slow = np.empty((ROWS, 192))
+    columns = np.arange(128) if order == "none" else np.argsort(-np.diagonal(statistics.hessian), kind="stable")
+    slow = np.empty((ROWS, 128))
     slow[:, columns] = column_by_column(w, statistics.hessian, scheme, columns, static=order == "static")
     found = gptq(w, statistics, scheme, order=order)
     # Where a column is all but half-way between two levels float32 may go the other way, and the row then differs.
@@ -71,8 +71,39 @@ def test_values_are_those_of_explicit_inverses(name: str, order: Order) -> None:
     error, least = (output_error(w - q, statistics) for q in (found.values(scheme), slow))
     assert error == pytest.approx(least, rel=0.02)
     if order == "dynamic":
-        group = scheme.group if scheme.group > 0 else 192
-        assert (found.group_index(scheme)[columns] == np.arange(192) // group).all()
+        group = scheme.group if scheme.group > 0 else 128
+        assert (found.group_index(scheme)[columns] == np.arange(128) // group).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q3_K", "IQ4_XS", "Q4_1", "Q4_0"])
+def test_block_types_are_those_of_the_paper_s_algorithm_without_lazy_blocks(name: str) -> None:
+    w, statistics = layer(768)
+    scheme, k = find(name), 768
+    hessian = statistics.hessian
+    damped = hessian + 0.01 * np.mean(np.diagonal(hessian)) * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    current, slow = w.astype(np.float64), np.empty((ROWS, k))
+    for j in range(k):
+        if j % scheme.block == 0:
+            block = slice(j, j + scheme.block)
+            fit = scheme.fit(current[:, block].astype(np.float32), np.diagonal(hessian)[block])
+        at = j % scheme.block // scheme.group
+        numbers = fit.scale[:, at, None] * scheme.levels + (0 if fit.offset is None else fit.offset[:, at, None])
+        nearest = np.abs(numbers - current[:, j, None]).argmin(axis=1)
+        slow[:, j] = np.take_along_axis(numbers, nearest[:, None], axis=1)[:, 0]
+        current[:, j:] -= np.outer((current[:, j] - slow[:, j]) / upper[j, j], upper[j, j:])
+    found = gptq(w, statistics, scheme, order="none")
+    values = found.values(scheme)
+    assert (scheme.rows(found.codes, found.fit).to_float(np.float32) == values).all()
+    # The first block has no roundings before it to differ from; later ones follow any difference in a row.
+    first = np.isclose(values, slow, rtol=1e-3, atol=1e-4)[:, : scheme.block]
+    assert first.mean() > 0.98
+    error, least = (output_error(w - q, statistics) for q in (values, slow))
+    assert error == pytest.approx(least, rel=0.05)
+    plain = output_error(w - rtn(w, scheme).values(scheme), statistics)
+    assert error < plain / 2
+    static = gptq(w, statistics, scheme)
+    assert output_error(w - static.values(scheme), statistics) < plain / 2
 
 
 @pytest.mark.parametrize("name", ["int4:g32", "int4:g128", "int4:g128:asym", "nf4:g64"])
@@ -115,7 +146,7 @@ def test_inputs_that_are_always_0_are_rounded_to_nearest_and_disturb_nothing() -
     wild[:, dead] *= 0.5  # within the group's extremes, so no scale changes
     again = gptq(wild, statistics, scheme, search=False, order="static")
     others = np.setdiff1d(np.arange(96), dead)
-    largest = np.abs(w).reshape(ROWS, 3, 32).argmax(axis=2) + [0, 32, 64]
+    largest = np.abs(w).reshape(ROWS, 3, 32).argmax(axis=2) + np.array([0, 32, 64])
     same = ~np.isin(largest, dead).any(axis=1)
     assert same.any()
     assert (again.codes[same][:, others] == found.codes[same][:, others]).all()

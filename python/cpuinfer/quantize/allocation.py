@@ -10,8 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest, NumericalError
+from cpuinfer.quantize.quantised import output_error
+from cpuinfer.quantize.rtn import importance
+from cpuinfer.quantize.scheme import Scheme
+from cpuinfer.quantize.statistics import Statistics
 
 Costs = npt.NDArray[np.float64]
+UNITS = 20_000
+MOST_CANDIDATES = 256
+
+
+def sensitivity(
+    w: npt.NDArray[np.floating], statistics: Statistics, schemes: Sequence[Scheme]
+) -> npt.NDArray[np.float64]:
+    """[schemes]: what rounding a weight by each does to its output, relative to the output's own mean square.
+
+    The rounding is that of `importance`.  Shares of one tensor's output are a first guess at what the model's output
+    suffers: a divergence measured with one tensor rounded at a time is the better input to `allocate`.
+    """
+    own = output_error(w, statistics)
+    errors = [output_error(w - importance(w, statistics, scheme).values(scheme), statistics) for scheme in schemes]
+    return np.asarray(errors) / (own or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +50,29 @@ def allocate(errors: npt.NDArray[np.floating], bits: npt.NDArray[np.floating], b
 
     errors, bits [tensors, candidates]: what each candidate costs each tensor; infinity for one that cannot be.
     budget: in total bits; for `x` bits a weight, x times the weights.
-    On the lower convex hull of each tensor's points (bits, error), steps are taken in the order of the error they save
-    a bit, as long as they fit: up to the first that does not, that is the solution of the continuous relaxation
-    (Sinha and Zoltners, Operations Research 27, 1979), which gives `bound`; the error is above it by less than that
-    one step saves.  What room is left goes to the best single changes and pairs of changes, until none helps.
+    Solved by dynamic programming over what is spent beyond the smallest candidates, in UNITS parts of what there is to
+    spend, each candidate's part rounded; of its answers the best that fits unrounded.  `bound` is of the continuous
+    relaxation: steps on the lower convex hulls of the tensors' points (bits, error), in the order of what they save a
+    bit (Sinha and Zoltners, Operations Research 27, 1979).
     Raises InvalidRequest where not even the smallest candidates fit.
     """
     costs, sizes = _checked(errors, bits)
-    hulls = [_hull(e, b) for e, b in zip(costs, sizes, strict=True)]
-    choices = np.array([hull[0] for hull in hulls])
-    tensors = np.arange(len(choices))
-    least = float(sizes[tensors, choices].sum())
+    rows, smallest = np.arange(len(costs)), sizes.argmin(axis=1)
+    least = float(sizes[rows, smallest].sum())
     if least > budget:
         raise InvalidRequest(f"allocation: a budget of {budget:.0f} bits, but the smallest candidates take {least:.0f}")
-    bound = _climb(choices, hulls, costs, sizes, budget)
-    while _improve(choices, costs, sizes, budget):
-        pass
+    choices = _solve(costs, sizes - sizes.min(axis=1, keepdims=True), budget - least)
     return Allocation(
-        tuple(int(c) for c in choices),
-        float(costs[tensors, choices].sum()),
-        float(sizes[tensors, choices].sum()),
-        bound,
+        tuple(int(choice) for choice in choices),
+        float(costs[rows, choices].sum()),
+        float(sizes[rows, choices].sum()),
+        _relaxed(costs, sizes, budget),
     )
 
 
 def _checked(errors: npt.NDArray[np.floating], bits: npt.NDArray[np.floating]) -> tuple[Costs, Costs]:
     """Both as float64, infinite for candidates that cannot be."""
-    if errors.ndim != 2 or errors.shape != bits.shape or not errors.size:
+    if errors.ndim != 2 or errors.shape != bits.shape or not errors.size or errors.shape[1] > MOST_CANDIDATES:
         raise InvalidRequest(f"allocation: errors {errors.shape} and bits {bits.shape}, expected [tensors, candidates]")
     if np.isnan(errors).any() or np.isnan(bits).any() or (errors < 0).any() or (bits < 0).any():
         raise NumericalError("allocation: errors or bits hold NaN or numbers below 0")
@@ -85,50 +100,54 @@ def _saved(errors: Costs, bits: Costs, a: int, b: int) -> float:
     return float(errors[a] - errors[b]) / more if more > 0 else np.inf
 
 
-def _climb(
-    choices: npt.NDArray[np.int64], hulls: Sequence[list[int]], errors: Costs, bits: Costs, left: float
-) -> float:
-    """Take hull steps while they fit, in place; the error of the continuous relaxation."""
-    tensors = np.arange(len(choices))
-    left -= float(bits[tensors, choices].sum())
-    bound, broken = float(errors[tensors, choices].sum()), False
-    steps = [(-_saved(errors[t], bits[t], a, b), t, a, b) for t, hull in enumerate(hulls) for a, b in pairwise(hull)]
-    for slope, t, a, b in sorted(steps):
-        more = float(bits[t, b] - bits[t, a])
-        if not broken:
-            broken = more > left
-            bound += slope * left if broken else float(errors[t, b] - errors[t, a])
-        if choices[t] == a and more <= left:
-            choices[t] = b
-            left -= more
-    return bound
+def _relaxed(errors: Costs, bits: Costs, budget: float) -> float:
+    """The error of the continuous relaxation: hull steps in order until one does not fit, and a part of that one."""
+    hulls = [_hull(e, b) for e, b in zip(errors, bits, strict=True)]
+    left = budget - sum(float(bits[t, hull[0]]) for t, hull in enumerate(hulls))
+    error = sum(float(errors[t, hull[0]]) for t, hull in enumerate(hulls))
+    steps = [
+        (_saved(errors[t], bits[t], a, b), float(bits[t, b] - bits[t, a]))
+        for t, hull in enumerate(hulls)
+        for a, b in pairwise(hull)
+    ]
+    for slope, more in sorted(steps, reverse=True):
+        taken = min(more, left)
+        error -= slope * taken
+        left -= taken
+    return error
 
 
-def _improve(choices: npt.NDArray[np.int64], errors: Costs, bits: Costs, budget: float) -> bool:
-    """The best change of one tensor or of two at once that fits, in place; whether there was one."""
-    tensors = np.arange(len(choices))
-    room = budget - float(bits[tensors, choices].sum())
-    gain = errors[tensors, choices][:, None] - errors
-    more = np.where(np.isfinite(bits), bits - bits[tensors, choices][:, None], np.inf)
-    flat_gain, flat_more, owner = gain.reshape(-1), more.reshape(-1), np.repeat(tensors, errors.shape[1])
-    fits = flat_more <= room
-    first = int(np.where(fits, flat_gain, -np.inf).argmax())
-    best, changes = flat_gain[first] if fits[first] else -np.inf, [first]
-    # Pairs: one that gives room and one that uses it.  For each first, the best second that fits with it.
-    order = np.argsort(flat_more, kind="stable")
-    for t in tensors:
-        others = order[owner[order] != t]
-        if not len(others):
-            continue
-        top = np.maximum.accumulate(flat_gain[others])
-        where = np.searchsorted(flat_more[others], room - more[t], side="right") - 1
-        total = np.where(where >= 0, gain[t] + top[np.maximum(where, 0)], -np.inf)
-        c = int(total.argmax())
-        if total[c] > best:
-            second = others[: where[c] + 1][int(flat_gain[others[: where[c] + 1]].argmax())]
-            best, changes = total[c], [int(t) * errors.shape[1] + c, int(second)]
-    if not best > 1e-12 * float(errors[tensors, choices].sum()):
-        return False
-    for change in changes:
-        choices[change // errors.shape[1]] = change % errors.shape[1]
-    return True
+def _solve(errors: Costs, extra: Costs, room: float) -> npt.NDArray[np.int64]:
+    """[tensors]: the best candidates that take no more than `room` bits beyond the smallest, as UNITS can tell."""
+    tensors = len(errors)
+    with np.errstate(invalid="ignore"):
+        spent = np.where(extra <= 0, 0, np.rint(extra / room * UNITS) if room > 0 else np.inf)
+    most = UNITS + tensors // 2  # what rounding down may let in
+    best = np.zeros(most + 1)
+    """The least error of the tensors so far for each amount spent at most."""
+    kept = np.empty((tensors, most + 1), np.uint8)
+    for t, (costs, units) in enumerate(zip(errors, spent, strict=True)):
+        after = np.full(most + 1, np.inf)
+        for candidate, (cost, more) in enumerate(zip(costs, units, strict=True)):
+            if not more <= most or not np.isfinite(cost):
+                continue
+            begin = int(more)
+            total = best[: most + 1 - begin] + cost
+            better = total < after[begin:]
+            after[begin:][better] = total[better]
+            kept[t, begin:][better] = candidate
+        best = after
+    # Half a unit a tensor may have been rounded away: go down to the first choice that fits in truth.
+    for left in range(most, -1, -1):
+        choices = _traced(kept, spent, left)
+        if extra[np.arange(tensors), choices].sum() <= room:
+            break
+    return choices
+
+
+def _traced(kept: npt.NDArray[np.uint8], spent: Costs, left: int) -> npt.NDArray[np.int64]:
+    choices = np.empty(len(kept), np.int64)
+    for t in reversed(range(len(kept))):
+        choices[t] = kept[t, left]
+        left -= int(spent[t, choices[t]])
+    return choices

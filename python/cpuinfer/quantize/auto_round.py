@@ -30,7 +30,7 @@ class Options:
     """Of the first step, falling to 0 in a straight line; None: 1 / iterations."""
     learn_scales: bool = True
     search: bool = False
-    """Start from the scales of the scheme's search, not of its rule."""
+    """Start from the scales of the scheme's search, not of its rule: a little better, where there is importance."""
     bounds: tuple[float, float] = (0.0, 1.0)
     """Of the factors of what the first and last code stand for."""
     seed: int = 0
@@ -42,7 +42,7 @@ class Learned:
 
     weights: dict[str, Quantised]
     start: float
-    """Rounded to nearest."""
+    """Rounded to nearest, with the scales it starts from."""
     error: float
 
 
@@ -62,7 +62,7 @@ def auto_round(
     output of blocks already quantised.  schemes: of the weights to quantise; the others stay as they are.
     targets: what it should make of them; None: what it makes with its own weights.  importance: by weight, for the
     search of scales.  Steps are of the gradient's sign alone; the parameters kept are the best of the start, those of
-    least loss on their own batch, and the last, by the loss on all of the inputs: never worse than rounding to nearest.
+    least loss on their own batch, and the last, by the loss on all of the inputs: never worse than what it starts from.
     """
     options = options or Options()
     plain = {name: np.asarray(tensors[name], np.float32) for name in block.tensors()}

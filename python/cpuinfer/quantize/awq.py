@@ -41,7 +41,7 @@ def search_scales(
     tied: npt.NDArray[np.intp] | None = None,
     search: bool = False,
 ) -> Scales:
-    """Lin et al., arXiv 2306.00978, section 3.2: s = (mean |x|)^alpha, alpha on a grid over [0, 1), equations 4 and 5.
+    """Lin et al., arXiv 2306.00978, section 3.2: s = (mean |x|)^alpha, alpha on a grid over [0, 1).
 
     The loss is |Q(W diag s) diag(s)^-1 x - W x|^2 summed over the weights: on the sample where there is one, else by
     the Hessian.  (The authors' code takes the output of the whole attention for queries, keys and values.)
@@ -83,7 +83,7 @@ def search_clip(
 ) -> Floats:
     """The weight with each group clipped where that makes the group's part of the output better.
 
-    As the authors' code has it (the paper names it in section 5.1): magnitudes are cut to (1 - i / grid) of the
+    As the authors' code has it: magnitudes are cut to (1 - i / grid) of the
     group's largest, for i below most * grid; the loss of a row's group is |(W - Q) x|^2 over its own inputs alone, by
     the diagonal blocks of the Hessian.  The rounding is the format's, without search.  The code leaves queries and
     keys alone, whose products with each other are the output: that is for the caller.

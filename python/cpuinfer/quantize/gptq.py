@@ -62,9 +62,9 @@ def gptq(
     A column whose input is always 0 is rounded to nearest and counts for nothing.
 
     The paper takes errors along the rows of U, the Cholesky factor of the inverse: H^-1 = U^T U.  With H = R R^T, R
-    upper triangular, U = R^-1, and the same columns come from R alone, as in LDLQ (Chee et al., arXiv 2307.13304,
-    theorem 6): those of a block B, made up for all columns before it, are W_B + (W - Q)_before R_before,B R_BB^-1.
-    So only blocks are inverted, and nothing is as large as H beside H and R.
+    upper triangular, U = R^-1, and the same columns come from R alone, as in LDLQ (Chee et al., arXiv 2307.13304, who
+    show the two to be the same): those of a block B, made up for all columns before it, are
+    W_B + (W - Q)_before R_before,B R_BB^-1.  So only blocks are inverted, and nothing is as large as H beside H and R.
     """
     w = checked(w, scheme, statistics)
     if order not in ("none", "static", "dynamic") or not damping >= 0:
@@ -183,9 +183,10 @@ class _Walk:
 
     def _start(self, begin: int, upper: Real) -> Floats:
         if not begin:
-            return self._w[:, : upper.shape[1]].copy()
+            first: Floats = self._w[:, : upper.shape[1]].copy()
+            return first
         made_up: Floats = self._error[:, :begin] @ upper[:begin].astype(np.float32, copy=False)
-        inverse = np.linalg.inv(upper[begin:]).astype(np.float32, copy=False)
+        inverse: Floats = np.linalg.inv(upper[begin:]).astype(np.float32, copy=False)
         best: Floats = self._w[:, begin : begin + upper.shape[1]] + made_up @ inverse
         return best
 

@@ -37,13 +37,13 @@ def hqq(
     """Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", Mobius Labs, 2023.
 
     Minimises the lp norm (p = `norm` < 1: indifferent to outliers) of W - Q over the offsets, with the scales of the
-    scheme's rounding, by the half-quadratic split of their section "Optimization formulation": with E for the error,
-      E <- shrink(W - Q): sign(x) * max(|x| - |x|^(p - 1) / beta, 0)                              (their equation 5)
-      offset <- mean over the group of (W - E - scale * level of the nearest code)                (their equation 6)
-      beta <- growth * beta                                                                       (their kappa)
-    Their zero point is -offset / scale.  It stops where the mean magnitude of the error no longer falls, as their code
-    does, and keeps the best.  Offsets are then rounded as the scheme stores them: to integers of a few bits for a
-    scheme of integer zero points, where their files have 16 bits.
+    scheme's rounding, by half-quadratic splitting, as the section on the optimisation has it; with E for the error,
+      E <- shrink(W - Q) = sign(x) * max(|x| - |x|^(p - 1) / beta, 0)
+      offset <- mean over the group of (W - E - scale * level of the nearest code)
+      beta <- growth * beta                                                      (their kappa)
+    Their zero point is -offset / scale.  A group stops where the mean magnitude of its error no longer falls (their
+    code stops all groups at once) and keeps its best.  Offsets are then rounded as the scheme stores them: to integers
+    of a few bits for one of integer zero points, which undoes most of it; their own files have 16 bits.
     """
     w = checked(w, scheme)
     if not scheme.has_offset:

@@ -69,7 +69,7 @@ def _made(op: Op, made: dict[Value, Proxy]) -> dict[Value, Proxy]:
 def outlier_columns(
     graph: Graph, weight: Callable[[str], Array], *, share: float = 0.02
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Dettmers and Zettlemoyer, arXiv 2212.09720, section 3 and equation 6: for each weight with a proxy, the `share`
+    """Dettmers and Zettlemoyer, arXiv 2212.09720, proxy quantisation: for each weight with a proxy, the `share`
     of its columns whose units have the largest standard deviation of incoming weights, ascending.
 
     At k bits a weight they cost share * (16 - k) bits a weight more.

@@ -26,7 +26,7 @@ class Parameters:
 
 
 class LearnedRounding:
-    """Equations 3 and 4 of arXiv 2309.05516 for any scheme.
+    """arXiv 2309.05516's s * clip(round(W / s + zero + V)), s between alpha max W and beta min W, for any scheme.
 
     A weight's place is the code of the level it is at; between two levels, in proportion to the distance from them:
     so that rounding the place gives the nearest level, whatever the levels, and half a step is half a code.
