@@ -112,7 +112,7 @@ def round_weight(
         return None
     columns = np.random.default_rng(k).permutation(k).astype(np.int32) if order else None
     if columns is not None:
-        values = values[:, columns]
+        values = np.ascontiguousarray(values[:, columns])
     fit = found.fit(values, search=False)
     if two_level:
         from cpuinfer.quantize.own_output import two_levels
