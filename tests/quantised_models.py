@@ -112,7 +112,7 @@ def round_weight(
         return None
     columns = np.random.default_rng(k).permutation(k).astype(np.int32) if order else None
     if columns is not None:
-        values = values[:, columns]
+        values = np.ascontiguousarray(values[:, columns])
     fit = found.fit(values, search=False)
     if two_level:
         from cpuinfer.quantize.own_output import two_levels
@@ -146,6 +146,8 @@ def _weight(name: str, encoding: str, rows: Any, layout: Any, **others: Any) -> 
 
 def meant(weight: Weight) -> Any:
     """The exact values of a weight's rows, columns in its own order."""
+    if len(weight.shape) == 1:
+        return weight.floats()
     values = weight.rows(0, weight.shape[0]).to_float(np.float64)
     if weight.input_order is not None:
         values[:, weight.input_order] = values.copy()

@@ -350,6 +350,7 @@ def test_floats_that_changed_are_written_as_they_are(tmp_path: Path) -> None:
             layout="f16",
             encoding="F16",
             rows=lambda begin, end, matrix=matrix: FloatRows(matrix[begin:end], "f16"),
+            floats=lambda values=values: values.astype(np.float64),
         )
     own_output.write_folder(tmp_path / "out", source, changed)
     assert_holds(tmp_path / "out", source, changed)

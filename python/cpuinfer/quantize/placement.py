@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cpuinfer import naming
 from cpuinfer.config import Config
-from cpuinfer.errors import UnsupportedFormat, UnsupportedModel
+from cpuinfer.errors import UnsupportedModel
 from cpuinfer.formats.canonical import BlockRows, FloatRows, IntegerRows, Rows, TableRows
 from cpuinfer.models import Target, Transposed
 from cpuinfer.weight import Weight
@@ -64,18 +64,22 @@ class Placed:
         return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
     def _vector(self, weights: Mapping[str, Weight]) -> FloatRows:
-        pieces = []
-        for name in self.parts:
-            found = weights[name].rows(0, 1)
-            if not isinstance(found, FloatRows):
-                raise UnsupportedFormat(f"{name}: {weights[name].encoding}, expected floats: it is a vector")
-            pieces.append(found)
-        layouts = {piece.layout for piece in pieces}
-        if len(layouts) > 1:
-            pieces = [FloatRows(piece.to_float(np.float32), "f32") for piece in pieces]
-        values = np.concatenate([piece.values.reshape(-1) for piece in pieces])
-        starts = np.cumsum([0, *(piece.values.size for piece in pieces)])
-        return FloatRows(values[starts[self.part] + self.row][None], pieces[0].layout)
+        """By `floats`, since files differ in what they call a vector's rows."""
+        pieces = [weights[name].floats().reshape(-1) for name in self.parts]
+        starts = np.cumsum([0, *(piece.size for piece in pieces)])
+        values = np.concatenate(pieces)[starts[self.part] + self.row].astype(np.float32)[None]
+        layouts = {weights[name].layout for name in self.parts}
+        if layouts == {"f16"}:
+            return FloatRows(values.astype(np.float16), "f16")
+        if layouts == {"bf16"}:
+            return FloatRows(as_bf16(values), "bf16")
+        return FloatRows(values, "f32")
+
+
+def as_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bits of the nearest bf16, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def find(stored: Mapping[str, Weight], names: Mapping[str, Target], config: Config) -> dict[str, Placed]:
