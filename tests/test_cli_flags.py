@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cpuinfer import store
-from cpuinfer.cli import main, show
+from cpuinfer.cli import main, show, tables
 from cpuinfer.cli import run as run_command
 from cpuinfer.cli.terminal import progress
 from test_cli import DESCRIPTION, Terminal, environment
@@ -184,7 +184,7 @@ def test_a_narrow_terminal_folds_the_names_of_tensors_alone(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["show", "x.gguf"]) == 0
     lines = terminal.getvalue().splitlines()
-    assert max(map(len, lines)) <= max(columns, show.LEAST_WIDTH)
+    assert max(map(len, lines)) <= max(columns, tables.LEAST_WIDTH)
     rows = [" ".join(line.split()) for line in lines]
     assert any(row.endswith("Q4_1 int4 30 576 x 576 5.000 5.000 6.2") for row in rows)
     assert "kind encoding layout count shape bits packed MB" in rows

@@ -131,10 +131,10 @@ class Engine:
         for request in sorted(active, key=lambda request: request.fed < len(request.prompt)):
             if room == 0:
                 break
-            if request.fed == 0 and request.reuses:
+            if request.fed == 0 and (reusable := request.reusable):
                 # Not as it is admitted: by now another request may have computed the same beginning.
-                request.fed = request.reused = self._session.reuse(request.sequence, request.prompt)
-            feed = request.next_feed(_feed_end(request, room))
+                request.fed = request.reused = self._session.reuse(request.sequence, reusable)
+            feed = request.next_feed(_feed_end(request, min(room, request.most_feed)))
             if feed.tokens:
                 room -= len(feed.tokens)
                 work.append((request, feed))

@@ -102,7 +102,7 @@ class LLM:
         self.config: Config = blueprint.config
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
-        self.kv_cache = kv_cache
+        self.kv_cache, self.deterministic = kv_cache, deterministic
         page = page_bytes(self.config, kv_cache)
         self.context, cache_pages = _fit_context(self.config, context, self.threads, page)
         kept = self.context if prefix_cache is None else _check_prefix_cache(prefix_cache)
@@ -198,11 +198,12 @@ class LLM:
         """Natural log-probability of every token of each text given those before it; the first token has none."""
         single = isinstance(texts, (str, bytes))
         if single or not isinstance(texts, Sequence):
-            requests = [Scoring(self._encode(texts, "the text"))]  # type: ignore[arg-type]
+            tokens = [self._encode(texts, "the text")]  # type: ignore[arg-type]
         else:
-            requests = [Scoring(self._encode(text, f"text {i}")) for i, text in enumerate(texts)]
-        self._run(requests)
-        scores = [Score(request.prompt, request.logprobs) for request in requests]
+            tokens = [self._encode(text, f"text {i}") for i, text in enumerate(texts)]
+        requests = [Scoring(ids, [*ids[1:], -1]) for ids in tokens]
+        self.run(requests)
+        scores = [Score(request.prompt, [None, *request.scores[:-1]]) for request in requests]
         return scores[0] if single else scores
 
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
@@ -210,8 +211,33 @@ class LLM:
         import numpy as np
 
         request = Logits(self._encode(prompt))
-        self._run([request])
+        self.run([request])
         return np.concatenate(request.rows)
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Run work of your own, subclasses of cpuinfer.request.Request, together to its end."""
+        engine = self._alive()
+        try:
+            for request in requests:
+                engine.submit(request)
+            for request in requests:
+                engine.finish(request)
+        finally:
+            engine.drop(*requests)
+
+    def follow(self, request: Request) -> Iterator[None]:
+        """As run, and comes back whenever there is something to take, which is then to be taken."""
+        engine = self._alive()
+        try:
+            engine.submit(request)
+            while True:
+                engine.advance(request)
+                done = request.done
+                yield
+                if done:
+                    return
+        finally:
+            engine.drop(request)
 
     def cancel(self) -> None:
         """From any thread: running answers end with their text so far, as "cancelled"; other calls raise Cancelled."""
@@ -287,18 +313,8 @@ class LLM:
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams | None) -> list[Completion]:
         requests = [self._generation(prompt, params) for prompt in prompts]
-        self._run(requests)
+        self.run(requests)
         return [_completion(request) for request in requests]
-
-    def _run(self, requests: Sequence[Request]) -> None:
-        engine = self._alive()
-        try:
-            for request in requests:
-                engine.submit(request)
-            for request in requests:
-                engine.finish(request)
-        finally:
-            engine.drop(*requests)
 
     def _stream(self, prompt: list[int], params: SamplingParams | None) -> Iterator[Chunk]:
         engine = self._alive()

@@ -35,14 +35,14 @@ class Feed:
 
 NO_SEQUENCE = -1
 """Not admitted yet, or no longer."""
+NO_LIMIT = 1 << 30
+"""Of tokens in a step."""
 
 
 class Request(ABC):
     """One sequence's work.  Subclasses say what each step feeds and what to do with its result."""
 
     sampler: _core.Sampler | None = None
-    reuses = False
-    """Whether it can do without the results of tokens that another sequence has computed."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = list(prompt)
@@ -63,6 +63,16 @@ class Request(ABC):
     def most_tokens(self) -> int:
         """The most positions it can come to need."""
         return len(self.prompt)
+
+    @property
+    def most_feed(self) -> int:
+        """Tokens of its next step, at most: whole pages of the cache."""
+        return NO_LIMIT
+
+    @property
+    def reusable(self) -> Sequence[int]:
+        """The tokens whose results it can do without if another sequence has computed them, and the one after them."""
+        return ()
 
     @property
     def ready(self) -> bool:
@@ -91,42 +101,60 @@ class Request(ABC):
 
 
 class Scoring(Request):
-    """Log-probability of each token of a text given those before it."""
+    """After each token of a text, the log-probability of a target, where there is one."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], targets: Sequence[int]) -> None:
+        """`targets`: one for each token, -1 where nothing is asked."""
         super().__init__(prompt)
-        self.logprobs: list[float | None] = [None]
+        self.targets = list(targets)
+        self.scores = [0.0] * len(self.prompt)
+        """Natural; 0 where nothing is asked."""
+
+    @property
+    def reusable(self) -> Sequence[int]:
+        first = next((i for i, target in enumerate(self.targets) if target >= 0), len(self.prompt) - 1)
+        return self.prompt[: first + 1]
 
     def next_feed(self, end: int) -> Feed:
-        targets = [*self.prompt[self.fed + 1 : end + 1]]
-        return Feed(self.prompt[self.fed : end], "scores", targets + [-1] * (end - self.fed - len(targets)))
+        targets = self.targets[self.fed : end]
+        return Feed(self.prompt[self.fed : end], "scores" if max(targets, default=-1) >= 0 else "nothing", targets)
 
-    def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.logprobs.extend(float(value) for value in result)
-        if self.fed + len(feed.tokens) == len(self.prompt):
-            self.logprobs = self.logprobs[: len(self.prompt)]
-            self.done = True
+    def receive(self, feed: Feed, result: npt.NDArray[np.float32] | None) -> None:
+        end = self.fed + len(feed.tokens)
+        if result is not None:
+            self.scores[self.fed : end] = map(float, result)
+        self.done = end == len(self.prompt)
 
 
 class Logits(Request):
-    """The logits after each token of a text."""
+    """The logits after each token of a text but the first ones, which the caller may take as they come."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], *, skipped: int = 0, most_rows: int = NO_LIMIT) -> None:
+        """`skipped`: tokens whose logits are not wanted.  `most_rows`: of a step.  Both in whole pages of the cache."""
         super().__init__(prompt)
-        self.rows: list[npt.NDArray[np.float32]] = []
+        self.rows: deque[npt.NDArray[np.float32]] = deque()
+        self._skipped = skipped
+        self._most_rows = most_rows
+
+    @property
+    def most_feed(self) -> int:
+        return self._skipped - self.fed if self.fed < self._skipped else self._most_rows
+
+    @property
+    def ready(self) -> bool:
+        return self.done or bool(self.rows)
 
     def next_feed(self, end: int) -> Feed:
-        return Feed(self.prompt[self.fed : end], "logits")
+        return Feed(self.prompt[self.fed : end], "nothing" if end <= self._skipped else "logits")
 
-    def receive(self, feed: Feed, result: npt.NDArray[np.float32]) -> None:
-        self.rows.append(result)
+    def receive(self, feed: Feed, result: npt.NDArray[np.float32] | None) -> None:
+        if result is not None:
+            self.rows.append(result)
         self.done = self.fed + len(feed.tokens) == len(self.prompt)
 
 
 class Generation(Request):
     """An answer: sampled tokens turned into text, until something ends it."""
-
-    reuses = True
 
     def __init__(
         self,
@@ -161,6 +189,10 @@ class Generation(Request):
     @property
     def most_tokens(self) -> int:
         return len(self.prompt) + self._limit - 1
+
+    @property
+    def reusable(self) -> Sequence[int]:
+        return self.prompt
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,7 @@
 """The command line: finds the command, runs it, and turns what goes wrong into one line and an exit code.
 
-A command is a module of this package with HELP, add_arguments(parser) and run(args) -> exit code.  Only the command
-asked for is imported.
+A command is a module of this package with HELP, add_arguments(parser) and run(args) -> exit code, or with HELP and
+SUBCOMMANDS, which are such objects by name.  Only the command asked for is imported.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": "rm",
     "show": "show",
     "bench": "bench",
+    "eval": "eval",
     "doctor": "doctor",
 }
 """Name: module."""
@@ -85,26 +86,45 @@ def _dispatch(argv: list[str]) -> int:
     name = ALIASES.get(argv[0], argv[0]) if argv else ""
     try:
         if name in COMMANDS:
-            command = _module(name)
-            parser = Parser(f"cpuinfer {name}", command.HELP)
-            _check_values(argv)
-            command.add_arguments(parser)
-            # Intermixed, so that flags may stand between positionals; it does not know "--".
-            parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
-            return int(command.run(parse(argv[1:])))
+            return _run(_module(name), f"cpuinfer {name}", argv[1:])
         if name and not name.startswith("-"):
             raise UsageError(f"no command {name!r}, expected one of {', '.join(COMMANDS)}")
         parser = Parser("cpuinfer", "Run language models on the CPU you already own.")
-        parser.usage = "cpuinfer COMMAND [ARGUMENTS]"
         parser.add_argument("--version", action="version", version=f"cpuinfer {__version__}")
-        if not argv or {"-h", "--help"} & set(argv):
-            parser.epilog = _overview()
-            parser.print_help()
-            return 0
-        parser.parse_args(argv)
-        return 0
+        return _help(parser, argv, _overview())
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+
+
+def _run(command: Any, title: str, argv: list[str]) -> int:
+    """Run a command, or that of its subcommands which the first argument names."""
+    parser = Parser(title, command.HELP)
+    subcommands = getattr(command, "SUBCOMMANDS", None)
+    if subcommands is None:
+        _check_values(argv)
+        command.add_arguments(parser)
+        # Intermixed, so that flags may stand between positionals; it does not know "--".
+        parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
+        return int(command.run(parse(argv)))
+    if argv and argv[0] in subcommands:
+        return _run(subcommands[argv[0]], f"{title} {argv[0]}", argv[1:])
+    if argv and not argv[0].startswith("-"):
+        raise UsageError(f"no command {title.partition(' ')[2]} {argv[0]!r}, expected one of {', '.join(subcommands)}")
+    lines = [f"  {name:<11} {subcommand.HELP}" for name, subcommand in subcommands.items()]
+    return _help(
+        parser, argv, "\n".join(["commands:", *lines, *([command.EPILOG] if hasattr(command, "EPILOG") else [])])
+    )
+
+
+def _help(parser: Parser, argv: list[str], epilog: str) -> int:
+    """Of what has commands: print its help if that is asked for, or nothing is."""
+    parser.usage = f"{parser.prog} COMMAND [ARGUMENTS]"
+    if not argv or {"-h", "--help"} & set(argv):
+        parser.epilog = epilog
+        parser.print_help()
+        return 0
+    parser.parse_args(argv)
+    return 0
 
 
 def _check_values(argv: Sequence[str]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cpuinfer.cli.model import MODEL_HELP, add_kv_cache, add_quantize, describe_model
 from cpuinfer.cli.parameters import positive
-from cpuinfer.cli.terminal import megabytes, printable
+from cpuinfer.cli.tables import add_row, new_table, print_tables
+from cpuinfer.cli.terminal import megabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from cpuinfer.description import Description
 
 HELP = "print a model's architecture, encodings and memory needs, without loading it"
-
-PIPE_WIDTH, LEAST_WIDTH = 120, 76
-"""Columns of a table that no terminal limits, and of one that would fold to shreds in fewer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,48 +39,12 @@ def run(args: argparse.Namespace) -> int:
         memory = {**asdict(description.memory), "total": description.memory.total}
         print(json.dumps({**asdict(description), "memory": memory}, ensure_ascii=False))
     else:
-        _print_tables(description)
+        print_tables(_facts(description), _tensors(description), _memory(description))
     return 0
 
 
-def _print_tables(description: Description) -> None:
-    from rich.console import Console
-
-    width = max(Console().width, LEAST_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(highlight=False, markup=False, width=width)
-    with console.capture() as text:  # rich by itself would exit with 1 when the reader went away
-        for table in (_facts(description), _tensors(description), _memory(description)):
-            console.print(table)
-    print(text.get(), end="")
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table whose columns but the first three are numbers; the first folds where room is short."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(printable(title)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=bool(columns),
-        collapse_padding=True,
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i > 0)
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    """A row of plain text: a file's names are no markup and move no cursor."""
-    from rich.text import Text
-
-    table.add_row(*(Text(printable(cell)) for cell in cells))
-
-
 def _facts(model: Description) -> Table:
-    table = _table(model.name)
+    table = new_table(model.name)
     head = "the embedding table" if model.tied else "its own matrix"
     for name, value in (
         ("format", model.format),
@@ -102,22 +63,22 @@ def _facts(model: Description) -> Table:
         *([("left out", ", ".join(model.left_out))] if model.left_out else []),
         ("read per token", megabytes(model.bytes_per_token)),
     ):
-        _add(table, name, value)
+        add_row(table, name, value)
     return table
 
 
 def _tensors(model: Description) -> Table:
-    table = _table("tensors", "kind", "encoding", "layout", "count", "shape", "bits", "packed", "MB")
+    table = new_table("tensors", "kind", "encoding", "layout", "count", "shape", "bits", "packed", "MB")
     for tensor in model.tensors:
         shape = " x ".join(map(str, tensor.shape))
         bits, packed = f"{tensor.bits_per_weight:.3f}", f"{tensor.packed_bits:.3f}"
         size = f"{tensor.bytes / 1e6:,.1f}"
-        _add(table, tensor.kind, tensor.encoding, tensor.layout, str(tensor.count), shape, bits, packed, size)
+        add_row(table, tensor.kind, tensor.encoding, tensor.layout, str(tensor.count), shape, bits, packed, size)
     return table
 
 
 def _memory(model: Description) -> Table:
-    table = _table(f"memory with a context of {model.context}")
+    table = new_table(f"memory with a context of {model.context}")
     table.add_column()
     table.add_column(justify="right")
     for name, size in (
@@ -127,5 +88,5 @@ def _memory(model: Description) -> Table:
         ("program and tokenizer", model.memory.overhead),
         ("total", model.memory.total),
     ):
-        _add(table, name, megabytes(size))
+        add_row(table, name, megabytes(size))
     return table

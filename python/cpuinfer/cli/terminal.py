@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -35,6 +35,24 @@ def progress(text: str) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or UNKNOWN_COLUMNS
         shown = text if len(text) < columns else f"{text[: columns - 2]}\u2026"
         print(f"\r\x1b[K{dim(shown, sys.stderr)}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, if that is a terminal, else None; it takes what is done and the whole.
+
+    It shows the time left, and goes away at the end.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, whole: bars.update(task, completed=done, total=whole)
 
 
 @contextmanager
