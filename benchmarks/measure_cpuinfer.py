@@ -1,7 +1,8 @@
-"""cpuinfer in one process; see `benchmarks/measurement.py`."""
+"""cpuinfer in one process, --deterministic or not; see `benchmarks/measurement.py`."""
 
 from __future__ import annotations
 
+import sys
 import time
 
 import measurement
@@ -12,7 +13,8 @@ class Engine:
     """An LLM without a cache of prefixes."""
 
     def __init__(self, model: str, plan: measurement.Plan) -> None:
-        self._llm = LLM(model, threads=plan.threads, context=plan.context, prefix_cache=0)
+        deterministic = "--deterministic" in sys.argv[1:-2]
+        self._llm = LLM(model, threads=plan.threads, context=plan.context, prefix_cache=0, deterministic=deterministic)
         self.vocabulary = self._llm.vocabulary
         self.system = f"cpuinfer, kernels {self._llm.isa}"
 

@@ -143,8 +143,8 @@ def measure(engine: Engine, plan: Plan, task: Task, prompts: Iterable[list[int]]
 
 
 def main(start: Callable[[str, Plan], Engine]) -> None:
-    """A script: `start` loads the model for a plan."""
-    model, plan = sys.argv[1], Plan.loads(sys.argv[2])
+    """A script, whose last arguments are a model and a plan: `start` loads the model for the plan."""
+    model, plan = sys.argv[-2], Plan.loads(sys.argv[-1])
     generator = random.Random(plan.seed)
     engine = start(model, plan)
 

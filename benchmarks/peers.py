@@ -70,9 +70,13 @@ class Cast:
 def cast(isas: Sequence[str] | None, folder: Path | None, names: Sequence[str] | None) -> Cast:
     """Our kernel sets, best first (all that the machine runs but the plain one), and the peers that are there."""
     usable = [each["name"] for each in _core.kernel_sets() if each["usable"] and each["name"] != "scalar"]
+    tiled = [each["name"] for each in _core.kernel_sets() if each["tiles"]]
     chosen = list(isas or usable) or [None]
     built, peaks = f"commit {version()}, as installed", machine_limits.OF_KERNELS
     ours = [cpuinfer(isa, peak=peaks.get(isa or ""), built=built) for isa in chosen]
+    for isa in chosen:
+        if isa in tiled:  # what `deterministic` costs: for the other kernel sets nothing
+            ours.append(cpuinfer(isa, deterministic=True, peak="avx512_vnni", built=built))
     peers = [] if folder is None else peer_builds.present(folder)
     if names is not None:
         peers = [(peer, runtime) for peer, runtime in peers if peer.folder in names or peer.name in names]

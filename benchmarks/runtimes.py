@@ -74,11 +74,14 @@ class Measured:
         self.system, self.single_steps = outcome.system, outcome.single_steps
 
 
-def cpuinfer(isa: str | None = None, *, peak: str | None = None, built: str = "") -> Runtime:
+def cpuinfer(
+    isa: str | None = None, *, deterministic: bool = False, peak: str | None = None, built: str = ""
+) -> Runtime:
     """Ours, with a kernel set."""
     environment = {} if isa is None else {"CPUINFER_ISA": isa}
-    command = (sys.executable, str(HERE / "measure_cpuinfer.py"))
-    return Runtime(f"cpuinfer {isa}" if isa else "cpuinfer", command, environment, peak, built)
+    command = (sys.executable, str(HERE / "measure_cpuinfer.py"), *(["--deterministic"] if deterministic else []))
+    name = " ".join(filter(None, ("cpuinfer", isa, "deterministic" if deterministic else None)))
+    return Runtime(name, command, environment, peak, built)
 
 
 def measure_in_turn(

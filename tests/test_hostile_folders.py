@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pieces(tmp_path: Path) -> Path:
     sound = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("a", -1.0, NORMAL)]
     sound += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
-    proto = model_proto(sound, model="bpe", unknown=0, add_prefix=False, remove_extra=False)
+    texts, scores, types = map(list, zip(*sound, strict=True))
+    proto = model_proto(texts, scores, types, model="bpe", unknown=0, add_prefix=False, remove_extra=False)
     (tmp_path / "tokenizer.model").write_bytes(proto)
     assert Tokenizer.from_folder(tmp_path).encode("a", add_bos=False) == [2]
     return tmp_path

@@ -1,4 +1,4 @@
-// Binds byte-pair encoding: a vocabulary and its merges in, words in, token ids out.
+// Binds byte-pair encoding: a vocabulary and its merges in, words in, token ids out; and what writes SentencePieces.
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 
 #include "bindings/bindings.h"
 #include "tokenizer/byte_pairs.h"
+#include "tokenizer/pieces.h"
 
 namespace py = pybind11;
 
@@ -46,6 +47,15 @@ std::vector<int32_t> encode(const BytePairs& self, const py::list& words) {
   return ids;
 }
 
+py::bytes write_pieces(const py::list& pieces, const std::vector<float>& scores, const std::vector<uint32_t>& types) {
+  if (scores.size() != pieces.size() || types.size() != pieces.size()) {
+    throw py::value_error("a piece needs a score and a type");
+  }
+  std::string out;
+  for (std::size_t i = 0; i < scores.size(); ++i) append_piece(out, utf8(pieces[i]), scores[i], types[i]);
+  return out;
+}
+
 }  // namespace
 
 void bind_tokenizer(py::module_& m) {
@@ -53,6 +63,8 @@ void bind_tokenizer(py::module_& m) {
       .def(py::init(&make), py::arg("tokens"), py::arg("left_out"), py::arg("whole_words"))
       .def("add_merges", &add_merges, py::arg("merges"))
       .def("encode", &encode, py::arg("words"));
+  m.def("write_pieces", &write_pieces, py::arg("pieces"), py::arg("scores"), py::arg("types"),
+        "Pieces of a vocabulary as SentencePiece's model file has them.");
 }
 
 }  // namespace cpuinfer

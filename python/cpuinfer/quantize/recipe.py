@@ -54,22 +54,31 @@ class Recipe:
 def assign(
     weights: Mapping[str, Weight], scheme: str, *, sensitive: str, keep: Sequence[tuple[str, str]] = ()
 ) -> dict[str, str]:
-    """The encoding of every matrix: `scheme`, but `sensitive` of embeddings and head, and what `keep` says.
-
-    keep: (pattern, encoding), of which the last that fits a name counts; patterns as a shell's, over our names or
-    their last part ("lm_head", "*.v_proj", "model.layers.0.*").
-    A matrix whose rows do not divide by the scheme's block takes the first of `fallbacks` that fits.
-    Raises InvalidRequest for a pattern that fits none.
-    """
+    """The encoding of every matrix: `scheme`, but `sensitive` of embeddings and head, and what `keep` says."""
     matrices = {name: weight for name, weight in weights.items() if len(weight.shape) == 2}
     chosen = {name: sensitive if name in SENSITIVE else scheme for name in matrices}
     chosen |= {name: "F32" for name in matrices if _is_router(name, matrices)}
+    chosen = {name: fitting_encoding(encoding, matrices[name].shape[1]) for name, encoding in chosen.items()}
+    return asked_for(chosen, weights, keep)
+
+
+def asked_for(
+    chosen: Mapping[str, str], weights: Mapping[str, Weight], keep: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Encodings, by our name, but those that `keep` says.
+
+    keep: (pattern, encoding), of which the last that fits a name counts; patterns as a shell's, over our names or
+    their last part ("lm_head", "*.v_proj", "model.layers.0.*").  A matrix whose rows do not divide by the blocks of
+    what is asked for takes the nearest of ``fallbacks`` that fits.
+    Raises InvalidRequest for a pattern that fits none.
+    """
+    found = dict(chosen)
     for pattern, encoding in keep:
-        fitting = [name for name in matrices if _fits(pattern, name)]
-        if not fitting:
-            raise InvalidRequest(f"keep: {pattern!r} fits no matrix, such as {next(iter(matrices))!r}")
-        chosen |= dict.fromkeys(fitting, encoding)
-    return {name: fitting_encoding(chosen[name], matrices[name].shape[1]) for name in matrices}
+        fits = [name for name in chosen if _fits(pattern, name)]
+        if not fits:
+            raise InvalidRequest(f"keep: {pattern!r} fits no matrix, such as {next(iter(chosen))!r}")
+        found |= {name: fitting_encoding(encoding, weights[name].shape[1]) for name in fits}
+    return found
 
 
 def fitting_encoding(encoding: str, k: int) -> str:

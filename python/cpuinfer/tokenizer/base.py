@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
+from cpuinfer.tokenizer.literals import Literals
 
 END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>")
 """Control tokens that end a turn wherever they are control tokens: files often name only one of several."""
@@ -55,12 +55,12 @@ class Tokenizer(ABC):
         self._literal_ids = {tokens[i]: i for i in self._literal}
 
     @cached_property
-    def _cut_user_defined(self) -> re.Pattern[str] | None:
-        return _cutter(self._tokens[i] for i in self.user_defined_ids)
+    def _user_defined_literals(self) -> Literals:
+        return Literals(self._tokens[i] for i in self.user_defined_ids)
 
     @cached_property
-    def _cut_all(self) -> re.Pattern[str] | None:
-        return _cutter(self._literal_ids)
+    def _literals(self) -> Literals:
+        return Literals(self._literal_ids)
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, object], source: str) -> Tokenizer:
@@ -116,12 +116,12 @@ class Tokenizer(ABC):
 
     def _encode_all(self, text: str, *, parse_special: bool) -> list[int]:
         ids: list[int] = []
-        cut = self._cut_all if parse_special else self._cut_user_defined
-        for piece in cut.split(text) if cut else [text]:
+        literals = self._literals if parse_special else self._user_defined_literals
+        for piece in literals.cut(text):
             literal = self._literal_ids.get(piece)
             if literal is not None and (parse_special or literal not in self.control_ids):
                 ids.append(literal)
-            elif piece:
+            else:
                 ids.extend(self._encode_piece(piece))
         return ids
 
@@ -158,12 +158,6 @@ class Tokenizer(ABC):
 def ending_ids(tokens: Sequence[str], control: Collection[int], named: Iterable[int | None]) -> frozenset[int]:
     """Tokens that end an answer: those a file names, and control tokens that always do."""
     return frozenset(i for i in named if i is not None) | {i for i in control if tokens[i] in END_TEXTS}
-
-
-def _cutter(literals: Iterable[str]) -> re.Pattern[str] | None:
-    """Splits a text at the longest of these strings, keeping them; None if there are none."""
-    ordered = sorted((literal for literal in literals if literal), key=lambda literal: (-len(literal), literal))
-    return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
 
 
 def byte_alphabet() -> dict[str, int]:

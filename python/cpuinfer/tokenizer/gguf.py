@@ -94,7 +94,9 @@ def _sentence_pieces(keys: Keys, model: str) -> Tokenizer:
     types = [UNUSED if kind == UNKNOWN else kind for kind in types]
     types[unknown] = UNKNOWN
     proto = sentence_pieces.model_proto(
-        list(zip(tokens, scores, types, strict=True)),
+        tokens,
+        scores,
+        types,
         model=model,
         unknown=unknown,
         add_prefix=add_prefix,

@@ -6,14 +6,13 @@ A vocabulary from a GGUF file is written down in memory as the model file the li
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NoReturn
 
 from cpuinfer.errors import CheckpointError
 from cpuinfer.tokenizer.base import Special, Tokenizer
 from cpuinfer.tokenizer.guard import guarded
-from cpuinfer.tokenizer.keys import BYTE, NORMAL
+from cpuinfer.tokenizer.keys import BYTE
 
 SPACE = "\u2581"
 """How a vocabulary spells a space."""
@@ -53,7 +52,9 @@ class SentencePieces(Tokenizer):
 
 
 def model_proto(
-    pieces: Sequence[tuple[str, float, int]],
+    pieces: list[str],
+    scores: list[float],
+    types: list[int],
     *,
     model: str,
     unknown: int,
@@ -61,12 +62,13 @@ def model_proto(
     remove_extra: bool,
     charsmap: bytes = b"",
 ) -> bytes:
-    """A ModelProto of (piece, score, type), in protocol buffers' wire format."""
-    has_bytes = any(kind == BYTE for _, _, kind in pieces)
+    """A ModelProto of pieces with a score and a type each, in protocol buffers' wire format."""
+    from cpuinfer import _core
+
     trainer = (
         _varint(3, 1 if model == "unigram" else 2)
         + _varint(4, len(pieces))
-        + _varint(35, int(has_bytes))
+        + _varint(35, int(BYTE in types))
         + _varint(40, unknown)
         + b"".join(_varint(field, -1) for field in (41, 42, 43))  # no other piece has a role
     )
@@ -77,17 +79,7 @@ def model_proto(
         + _varint(4, int(remove_extra))
         + _varint(5, 1)
     )
-    body = b"".join(
-        _bytes(
-            1,
-            _bytes(1, text.encode())
-            + b"\x15"
-            + struct.pack("<f", score)
-            + (_varint(3, kind) if kind != NORMAL else b""),
-        )
-        for text, score, kind in pieces
-    )
-    return body + _bytes(2, trainer) + _bytes(3, normalizer)
+    return _core.write_pieces(pieces, scores, types) + _bytes(2, trainer) + _bytes(3, normalizer)
 
 
 def _varint(field: int, value: int) -> bytes:
