@@ -74,9 +74,7 @@ class Layer:
         run_stage(self.graph, self.stage, self.values, states[:most], texts[:most], observe=observe)
         return shared
 
-    def round(
-        self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding], states: Sequence[State]
-    ) -> None:
+    def round(self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding], states: Sequence[State]) -> None:
         """All matrices, by the recipe's method; those of a head by importance."""
         if self.recipe.method == "autoround" and self.stage.is_layer:
             self._learn(statistics, states)

@@ -71,7 +71,9 @@ def choose(
     kind: "int" or a table's name; group: None leaves a search free; symmetric: likewise.
     Raises InvalidRequest for what is not known or does not go together.
     """
-    form = form or ("gguf" if out.suffix == ".gguf" else "safetensors:gptq" if kind == "int" else "safetensors:cpuinfer")
+    form = form or (
+        "gguf" if out.suffix == ".gguf" else "safetensors:gptq" if kind == "int" else "safetensors:cpuinfer"
+    )
     family, _, label = form.partition(":") if form.startswith("gguf") else (form, "", "")
     if family not in FORMATS:
         raise InvalidRequest(f"format {form!r}: expected {', '.join(FORMATS)}, or gguf: and a type such as gguf:Q4_K_M")
@@ -81,9 +83,19 @@ def choose(
         if kind.upper() in BLOCK_NAMES:
             return Target("gguf", (kind.upper(),))
         if kind != "int":
-            raise InvalidRequest(f"type {kind}: GGUF has no such type: choose another type, or --format safetensors:cpuinfer")
+            raise InvalidRequest(
+                f"type {kind}: GGUF has no such type: choose another type, or --format safetensors:cpuinfer"
+            )
         return Target("gguf", tuple(name for b in sorted(GGUF_SIZES) if bits in (None, b) for name in GGUF_SIZES[b]))
     return Target(FORMATS[family], _packed(FORMATS[family], bits, kind, group, symmetric))
+
+
+def usual(target: Target, bits: int | None) -> Target:
+    """The size that one method takes where several were left open."""
+    if target.kind == "gguf":
+        return Target("gguf", (OF_BITS.get(bits or 4, "Q4_K_M"),))
+    wanted = [label for label in target.labels if not label.startswith("int") or label.startswith(f"int{bits or 4}:")]
+    return Target(target.kind, (wanted or list(target.labels))[:1])
 
 
 def _packed(kind: Kind, bits: int | None, table: str, group: int | None, symmetric: bool | None) -> tuple[str, ...]:
@@ -96,9 +108,7 @@ def _packed(kind: Kind, bits: int | None, table: str, group: int | None, symmetr
     if bits is not None and bits not in known:
         raise InvalidRequest(f"{bits} bits: {kind} folders hold {', '.join(map(str, known))}")
     ways = ("sym", "asym") if symmetric is None else ("sym",) if symmetric else ("asym",)
-    return tuple(
-        f"int{b}:g{each}:{way}" for b in known if bits in (None, b) for each in groups for way in ways
-    )
+    return tuple(f"int{b}:g{each}:{way}" for b in known if bits in (None, b) for each in groups for way in ways)
 
 
 def encodings(
@@ -179,4 +189,3 @@ def write(
 
     module = {"gptq": gptq_output, "compressed-tensors": compressed_output, "cpuinfer": own_output}[target.kind]
     module.write_folder(out, source, weights, overwrite=overwrite, threads=threads, progress=progress)  # type: ignore[attr-defined]
-

@@ -56,7 +56,9 @@ class Threaded:
 
     def values(self, codes: Codes, fit: Fit) -> Floats:
         """As the scheme's."""
-        return np.concatenate(self._by_rows(len(codes), lambda rows: self._scheme.values(codes[rows], sliced(fit, rows))))
+        return np.concatenate(
+            self._by_rows(len(codes), lambda rows: self._scheme.values(codes[rows], sliced(fit, rows)))
+        )
 
     def rows(self, codes: Codes, fit: Fit) -> Rows:
         """As the scheme's."""
