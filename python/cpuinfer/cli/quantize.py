@@ -18,13 +18,11 @@ from cpuinfer.errors import InvalidRequest
 if TYPE_CHECKING:
     from cpuinfer.loader import Blueprint
     from cpuinfer.quantize.auto import Search
-    from cpuinfer.quantize.calibrated import Outcome
     from cpuinfer.quantize.calibration import Text
-    from cpuinfer.quantize.flow import Model
+    from cpuinfer.quantize.flow import Made, Model
     from cpuinfer.quantize.judge import Judge
     from cpuinfer.quantize.recipe import Recipe
     from cpuinfer.quantize.target import Target
-    from cpuinfer.quantize.work import Work
 
 HELP = "write a model in fewer bits, and measure what that changed"
 METHODS = ("auto", "rtn", "opt-rtn", "hqq", "importance", "awq", "gptq", "autoround")
@@ -60,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", type=int, choices=(32, 64, 128, 256, -1), help="weights to a scale; -1: a row")
     parser.add_argument("--sym", action=argparse.BooleanOptionalAction, help="no zero points (default: both are tried)")
     parser.add_argument(
-        "--format", metavar="FORM", help="gguf:TYPE, or safetensors: gptq, compressed-tensors, cpuinfer"
+        "--format", metavar="FORM", help="gguf:TYPE, or safetensors:gptq, :compressed-tensors or :cpuinfer"
     )
     parser.add_argument("--keep", type=_keep, default=[], metavar="NAME=BITS,...", help="others for some: lm_head=6")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: Python's own documentation)")
@@ -79,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     """Search or do what is asked for, write it, and print what was found."""
     from cpuinfer import machine
     from cpuinfer.quantize import calibration, flow
-    from cpuinfer.quantize.calibrated import Outcome
 
     _check(args)
     args.threads = args.threads or machine.default_threads().threads
@@ -92,16 +89,16 @@ def run(args: argparse.Namespace) -> int:
     if args.no_measure:
         with _bar() as bar:
             recipe = _recipes(args, model, chosen)(chosen.labels[0], args.method)
-            _write(args, model, chosen, recipe, *flow.quantise(model, recipe, args.out, bar))
+            _write(args, model, chosen, recipe, flow.quantise(model, recipe, args.out, bar))
         return 0
     with tempfile.TemporaryDirectory(prefix="cpuinfer-") as folder, _judge(args, model, Path(folder)) as judge:
         search = _search(args, model, chosen, judge)
     if search.kept is not None:
         kept = search.kept
-        _write(args, model, chosen, kept.recipe, Outcome(kept.weights, kept.errors), kept.work)
+        _write(args, model, chosen, kept.recipe, kept.made)
         for each in search.tried:
-            if each.work is not None:
-                each.work.delete()
+            if each.made[1] is not None:
+                each.made[1].delete()
     _print(args, blueprint, search)
     return 0 if search.kept is not None else GOAL_NOT_MET
 
@@ -180,9 +177,7 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
     return recipe
 
 
-def _write(
-    args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, outcome: Outcome, work: Work | None
-) -> None:
+def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, made: Made) -> None:
     from cpuinfer.quantize import target
 
     with progress_bar("bytes") as bar:
@@ -191,20 +186,20 @@ def _write(
             chosen,
             recipe.label,
             model.blueprint.source,
-            outcome.weights,
+            made[0].weights,
             overwrite=args.overwrite,
             threads=args.threads,
             progress=bar,
         )
-    if work is not None:
-        work.delete()
+    if made[1] is not None:
+        made[1].delete()
 
 
 def _tell(candidate: Any) -> None:
     found = candidate.verdict.divergence
     remark(
-        f"{candidate.recipe.label} {candidate.recipe.method}: {candidate.bits:.2f} bits, KL {found.divergence.value:.4f}, "
-        f"perplexity x {found.perplexity_ratio.value:.4f}"
+        f"{candidate.recipe.label} {candidate.recipe.method}: {candidate.bits:.2f} bits, "
+        f"KL {found.divergence.value:.4f}, perplexity x {found.perplexity_ratio.value:.4f}"
     )
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpuinfer.quantize.flow import Model, Progress, bits, quantise, size
+from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, size
 from cpuinfer.quantize.judge import Judge, Verdict
 from cpuinfer.quantize.recipe import Method, Recipe
-from cpuinfer.quantize.work import Work
 from cpuinfer.weight import Weight
 
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
@@ -23,10 +22,13 @@ class Candidate:
     """One recipe, carried out and judged."""
 
     recipe: Recipe
-    weights: Mapping[str, Weight]
-    work: Work | None
-    errors: Mapping[str, float]
+    made: Made
     verdict: Verdict
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """All that the graph reads, by our name."""
+        return self.made[0].weights
 
     @property
     def bits(self) -> float:
@@ -69,10 +71,10 @@ def search(
     tried: list[Candidate] = []
     for label in by_size(model, labels, recipe, methods[0]):
         for method in methods:
-            made = recipe(label, method)
-            outcome, work = quantise(model, made, target, progress)
+            wanted = recipe(label, method)
+            made = quantise(model, wanted, target, progress)
             progress(f"{label} {method}: judged", 1.0)
-            candidate = Candidate(made, outcome.weights, work, outcome.errors, judge.verdict(outcome.weights))
+            candidate = Candidate(wanted, made, judge.verdict(made[0].weights))
             tried.append(candidate)
             found(candidate)
             if goal is not None and candidate.verdict.loss <= goal:

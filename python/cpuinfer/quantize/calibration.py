@@ -56,7 +56,7 @@ def split(name: str, text: str) -> Text:
 def windows(
     encode: Callable[[str], Sequence[int]], text: str, *, length: int, count: int, bos: int | None, name: str
 ) -> list[list[int]]:
-    """At most `count` stretches of `length` tokens, spread evenly over a text; each begins with BOS, where there is one.
+    """At most `count` stretches of `length` tokens, spread evenly over a text; each begins with BOS, if there is one.
 
     Raises InvalidRequest for a text that is shorter than one of them.
     """

@@ -19,6 +19,8 @@ Progress = Callable[[str, float], None]
 """Takes what is being done and the share that is done."""
 WINDOWS, LENGTH = 128, 512
 """Stretches of calibration text, and tokens of each."""
+Made = tuple[Outcome, Work | None]
+"""The weights of a recipe, and where those that took long are kept until the target is whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ class Model:
         return self._texts[0]
 
 
-def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> tuple[Outcome, Work | None]:
-    """The weights of a recipe, and where those that took long are kept until the target is whole."""
+def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> Made:
+    """The weights of a recipe."""
     if not recipe.calibrated:
         source = model.blueprint.source.weights
         weights = {name: plain(source[name], recipe.encodings.get(name), recipe.method) for name in source}

@@ -64,6 +64,7 @@ def run_stage(
     values: Mapping[str, Floats | Table],
     states: Sequence[State],
     texts: Sequence[Sequence[int]],
+    *,
     observe: Observe | None = None,
 ) -> list[State]:
     """A stage on all sequences, one after another; the states after it."""

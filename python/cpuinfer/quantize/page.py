@@ -38,6 +38,7 @@ def page_of(report: Report) -> str:
     title = f"{report.source} quantised"
     goal = "" if report.goal is None else f"<p>Goal: at most {report.goal:.2%} worse than the source.</p>"
     facts = _table(("", ""), [(name, value) for name, value in report.facts.items()])
+    numbers = escape(json.dumps(asdict(report), indent=1))
     return "\n".join(
         [
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -51,7 +52,7 @@ def page_of(report: Report) -> str:
             _bars(report),
             "<h2>What it depends on</h2>",
             facts,
-            f"<details><summary>All numbers</summary><pre>{escape(json.dumps(asdict(report), indent=1))}</pre></details>",
+            f"<details><summary>All numbers</summary><pre>{numbers}</pre></details>",
             "</body></html>",
             "",
         ]

@@ -118,7 +118,7 @@ def report_of(blueprint: Blueprint, out: Path, search: Search, *, goal: float | 
         source_accuracy=first.source_accuracy,
         rows=tuple(row_of(each, goal=goal, kept=each is search.kept) for each in search.tried),
         encodings={name: weight.encoding for name, weight in shown.weights.items() if len(weight.shape) == 2},
-        errors=shown.errors,
+        errors=shown.made[0].errors,
         tokens_per_second=roof(blueprint, shown.weights, threads),
         recipe=shown.recipe.key(),
     )
