@@ -144,7 +144,7 @@ def _target(args: argparse.Namespace) -> Target:
 def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge) -> Search:
     from cpuinfer.quantize import auto
 
-    methods = (args.method,)
+    methods: tuple[str, ...] = (args.method,)
     if args.method == "auto":
         methods = auto.THOROUGH if args.thorough else auto.METHODS
     with _bar() as bar:

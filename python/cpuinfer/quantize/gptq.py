@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest, NumericalError
+from cpuinfer.quantize.levels import nearest
 from cpuinfer.quantize.quantised import Quantised, checked, join, spans
 from cpuinfer.quantize.scheme import Fit, Scheme
-from cpuinfer.quantize.search import nearest
 from cpuinfer.quantize.statistics import Statistics
 
 Floats = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest, UnsupportedFormat
+from cpuinfer.quantize.levels import nearest
 from cpuinfer.quantize.quantised import Quantised, checked, spans
 from cpuinfer.quantize.scheme import Scheme, in_groups
-from cpuinfer.quantize.search import nearest
 
 Floats = npt.NDArray[np.float32]
 ROWS = 256

@@ -95,7 +95,7 @@ def usual(target: Target, bits: int | None) -> Target:
     if target.kind == "gguf":
         return Target("gguf", (OF_BITS.get(bits or 4, "Q4_K_M"),))
     wanted = [label for label in target.labels if not label.startswith("int") or label.startswith(f"int{bits or 4}:")]
-    return Target(target.kind, (wanted or list(target.labels))[:1])
+    return Target(target.kind, tuple(wanted or target.labels)[:1])
 
 
 def _packed(kind: Kind, bits: int | None, table: str, group: int | None, symmetric: bool | None) -> tuple[str, ...]:
@@ -188,4 +188,4 @@ def write(
     from cpuinfer.quantize import compressed_output, gptq_output, own_output
 
     module = {"gptq": gptq_output, "compressed-tensors": compressed_output, "cpuinfer": own_output}[target.kind]
-    module.write_folder(out, source, weights, overwrite=overwrite, threads=threads, progress=progress)  # type: ignore[attr-defined]
+    module.write_folder(out, source, weights, overwrite=overwrite, threads=threads, progress=progress)
