@@ -1,4 +1,5 @@
-// The scale and offset of a group of weights with the least weighted squared error, among a finite number of candidates.
+// The scale and offset of a group of weights with the least weighted squared error, among a finite number of
+// candidates.
 #pragma once
 
 #include <algorithm>
@@ -95,7 +96,8 @@ FoundLine find_line(const IntegerLevels& levels, const Group& group, Line plain,
   for (float beyond = kLeastSteps; beyond < kMostSteps; beyond += kBetweenSteps) {
     consider({range / (levels.last() + beyond), low});
   }
-  const std::span<const float> parts = group.count >= kMany ? std::span<const float>(kPartsOfMany) : std::span<const float>(kParts);
+  const std::span<const float> parts =
+      group.count >= kMany ? std::span<const float>(kPartsOfMany) : std::span<const float>(kParts);
   for (const float bottom : parts) {
     for (const float top : parts) consider({(*most * top - low * bottom) / levels.last(), low * bottom});
   }

@@ -34,8 +34,8 @@ __attribute__((always_inline)) inline void place(const AnyLevels& levels, const 
   store_each(count, codes, [&](int64_t i) { return levels.code((load4(x + i) - shift) * inverse); });
 }
 
-__attribute__((always_inline)) inline void place_block(const BlockType& type, const BlockScales& scales,
-                                                       const float* x, uint8_t* codes) {
+__attribute__((always_inline)) inline void place_block(const BlockType& type, const BlockScales& scales, const float* x,
+                                                       uint8_t* codes) {
   with_levels(type, [&](const auto& levels) {
     for (int g = 0; g < type.groups(); ++g) {
       const int at = g * type.group;
