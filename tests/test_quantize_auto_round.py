@@ -63,7 +63,7 @@ def read(learned: Learned, given: dict[str, Scheme]) -> dict[str, Floats]:
 @pytest.mark.parametrize("name", ["int3:g32", "int4:g32:asym", "nf4:g32", "Q4_0", "Q4_1"])
 def test_a_block_s_error_falls_by_half_and_is_what_the_oracle_finds(name: str) -> None:
     x, given = inputs(), schemes(name)
-    found = auto_round(BLOCK, TENSORS, x, given, options=Options(iterations=120, batch=4))
+    found = auto_round(BLOCK, TENSORS, x, given, options=Options(iterations=60, batch=3))
     plain = error(x, {w: rtn(TENSORS[w], given[w]).values(given[w]) for w in given})
     assert found.start == pytest.approx(plain, rel=1e-3)
     assert found.error == pytest.approx(error(x, read(found, given)), rel=1e-3)
@@ -105,7 +105,7 @@ def test_targets_of_other_inputs_are_met_better_than_by_the_weights_own() -> Non
     x, given = inputs(), schemes("int4:g32")
     noisy = x + 0.2 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     targets = np.stack([BlockOracle.run(sequence) for sequence in x])
-    options = Options(iterations=60, batch=4)
+    options = Options(iterations=25, batch=4)
     aware = auto_round(BLOCK, TENSORS, noisy, given, targets=targets, options=options)
     assert aware.error < aware.start
 
