@@ -45,7 +45,7 @@ def naive(group: Array, inverse: float, zero: float, last: int) -> tuple[float, 
 @pytest.mark.parametrize("name", ["int4:g64:asym", "int3:g32:asym", "int2:g128:asym"])
 def test_offsets_are_those_of_the_authors_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", 5)
-    w, scheme = weights(), find(name)
+    w, scheme = 20 * weights(), find(name)  # so large that not every error shrinks to 0
     wanted: list[Array] = []
     exact = type(scheme).represent
 

@@ -13,6 +13,7 @@ from cpuinfer.quantize.block import Block
 from cpuinfer.quantize.gradients import backward, forward
 from cpuinfer.quantize.quantised import Quantised, checked
 from cpuinfer.quantize.rounding import LearnedRounding, Parameters
+from cpuinfer.quantize.rtn import rtn
 from cpuinfer.quantize.scheme import Scheme
 
 Floats = npt.NDArray[np.float32]
@@ -28,9 +29,13 @@ class Options:
     """Sequences a step."""
     rate: float | None = None
     """Of the first step, falling to 0 in a straight line; None: 1 / iterations."""
-    learn_scales: bool = True
-    search: bool = False
-    """Start from the scales of the scheme's search, not of its rule: a little better, where there is importance."""
+    scale_rate: float | None = None
+    """The same of scales; None: a tenth of `rate`.  (The paper takes `rate`, which leaves more error here.)"""
+    learn_scales: bool | None = None
+    """None: where groups are stored by themselves.  Where several share what is stored (K types), each step of one
+    moves the others, and learning how to round is better alone."""
+    search: bool = True
+    """Start from the scales of the scheme's search, not of its rule."""
     bounds: tuple[float, float] = (0.0, 1.0)
     """Of the factors of what the first and last code stand for."""
     seed: int = 0
@@ -42,7 +47,7 @@ class Learned:
 
     weights: dict[str, Quantised]
     start: float
-    """Rounded to nearest, with the scales it starts from."""
+    """Of the weights rounded to nearest with the scales of the scheme's rule."""
     error: float
 
 
@@ -62,7 +67,7 @@ def auto_round(
     output of blocks already quantised.  schemes: of the weights to quantise; the others stay as they are.
     targets: what it should make of them; None: what it makes with its own weights.  importance: by weight, for the
     search of scales.  Steps are of the gradient's sign alone; the parameters kept are the best of the start, those of
-    least loss on their own batch, and the last, by the loss on all of the inputs: never worse than what it starts from.
+    least loss on their own batch, and the last, by the loss on all of the inputs: never worse than rounding to nearest.
     """
     options = options or Options()
     plain = {name: np.asarray(tensors[name], np.float32) for name in block.tensors()}
@@ -73,14 +78,20 @@ def auto_round(
     for name, scheme in schemes.items():
         w = checked(plain[name], scheme)
         fit = scheme.fit(w, (importance or {}).get(name), search=options.search)
-        learned[name] = LearnedRounding(w, scheme, fit, bounds=options.bounds, learn_scales=options.learn_scales)
+        alone = scheme.block == scheme.group if options.learn_scales is None else options.learn_scales
+        learned[name] = LearnedRounding(w, scheme, fit, bounds=options.bounds, learn_scales=alone)
     task = _Task(block, plain, inputs, targets, learned)
-    start = task.snapshot()
-    candidates = [start, task.descend(options), task.snapshot()]
-    errors = [task.error(candidate) for candidate in candidates]
-    kept = int(np.argmin(errors))
-    task.restore(candidates[kept])
-    return Learned({name: each.quantised() for name, each in learned.items()}, errors[0], errors[kept])
+    candidates = [task.snapshot(), task.descend(options), task.snapshot()]
+    errors = []
+    for candidate in candidates:
+        task.restore(candidate)
+        errors.append(task.error(task.rounded()))
+    nearest = {name: rtn(plain[name], scheme) for name, scheme in schemes.items()}
+    plainest = task.error({**plain, **{name: each.values(schemes[name]) for name, each in nearest.items()}})
+    if plainest <= min(errors):
+        return Learned(nearest, plainest, plainest)
+    task.restore(candidates[int(np.argmin(errors))])
+    return Learned({name: each.quantised() for name, each in learned.items()}, plainest, min(errors))
 
 
 def _check(
@@ -129,6 +140,7 @@ class _Task:
     def descend(self, options: Options) -> Snapshot:
         """Move the parameters; the snapshot whose batch had the least loss."""
         rate = 1 / max(1, options.iterations) if options.rate is None else options.rate
+        scale_rate = rate / 10 if options.scale_rate is None else options.scale_rate
         wanted = frozenset(self.learned)
         best, least = self.snapshot(), np.inf
         for i, batch in zip(range(options.iterations), _batches(len(self.inputs), options), strict=False):
@@ -139,15 +151,15 @@ class _Task:
                 best, least = self.snapshot(), loss
             # The loss's gradient but for a factor, which no sign sees; of a size that float32 squares well.
             gradient = difference / np.float32(np.sqrt(loss) or 1)
+            left = 1 - i / options.iterations
             gradients = backward(backs, {self.block.output: gradient}, wanted=wanted).weights
             for name, each in self.learned.items():
-                each.move(gradients[name], rate * (1 - i / options.iterations))
+                each.move(gradients[name], rate * left, scale_rate * left)
         return best
 
-    def error(self, snapshot: Snapshot) -> float:
-        """The mean squared error over all inputs, with other parameters, which stay."""
-        self.restore(snapshot)
-        rounded, total = self.rounded(), 0.0
+    def error(self, rounded: Mapping[str, Floats]) -> float:
+        """The mean squared error over all inputs, with these tensors."""
+        total = 0.0
         for i in range(len(self.inputs)):
             difference = _run(self.block, rounded, self.inputs[i : i + 1]) - self.targets[i : i + 1]
             total += float(np.square(difference, dtype=np.float64).sum())

@@ -84,14 +84,15 @@ class LearnedRounding:
         self.values()
         return Quantised(self._codes.reshape(self._shape), self._fit)
 
-    def move(self, gradient: npt.NDArray[np.floating], rate: float) -> None:
-        """A step of `rate` against the sign of each parameter's gradient, for the loss's gradient by `values()`.
+    def move(self, gradient: npt.NDArray[np.floating], rate: float, scale_rate: float) -> None:
+        """A step against the sign of each parameter's gradient, for the loss's gradient by `values()`: `scale_rate` of
+        scales, `rate` of the others.
 
         Rounding passes gradients as if it were not there (straight through); a code at the end of its range is moved
         by nothing but the scale.
         """
         g = gradient.astype(np.float32, copy=False).reshape(self._groups.shape)
-        old, step = self._parameters, np.float32(rate)
+        old, step, scale_step = self._parameters, np.float32(rate), np.float32(scale_rate)
         through = np.where(self._inside, g, 0)
         by_shift = through * self._gap * self._fit.scale[:, :, None]
         shift = np.clip(old.shift - step * np.sign(by_shift), -0.5, 0.5)
@@ -102,8 +103,8 @@ class LearnedRounding:
         by_offset = (g - through).sum(axis=2)
         by_high, by_low = self._by_ends(by_scale, by_offset)
         least, most = np.float32(self._bounds[0]), np.float32(self._bounds[1])
-        high = np.clip(old.high - step * np.sign(by_high), least, most)
-        low = np.clip(old.low - step * np.sign(by_low), least, most)
+        high = np.clip(old.high - scale_step * np.sign(by_high), least, most)
+        low = np.clip(old.low - scale_step * np.sign(by_low), least, most)
         self.set(Parameters(shift, high, low))
 
     def _places(self) -> Floats:
