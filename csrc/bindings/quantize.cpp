@@ -76,7 +76,8 @@ int64_t blocks_in_row(const BlockType& type, const Bytes& raw) {
 py::tuple scales_of(const std::string& name, const Bytes& raw) {
   const BlockType& type = find_block_type(name);
   const int64_t blocks = blocks_in_row(type, raw) * raw.shape(0), groups = raw.shape(1) / type.bytes * type.groups();
-  Floats scale({raw.shape(0), static_cast<py::ssize_t>(groups)}), offset({raw.shape(0), static_cast<py::ssize_t>(groups)});
+  Floats scale({raw.shape(0), static_cast<py::ssize_t>(groups)}),
+      offset({raw.shape(0), static_cast<py::ssize_t>(groups)});
   for (int64_t b = 0; b < blocks; ++b) {
     const BlockScales found = read_scales(type, raw.data() + b * type.bytes);
     for (int g = 0; g < type.groups(); ++g) {

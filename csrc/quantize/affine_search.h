@@ -1,8 +1,10 @@
-// The scale and offset of a group of weights with the least weighted squared error, among a finite number of candidates.
+// The scale and offset of a group of weights with the least weighted squared error, among a finite number of
+// candidates.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "quantize/lanes.h"
 #include "quantize/levels.h"
@@ -68,6 +70,7 @@ struct FoundLine {
 
 // Parts of a group's extremes, in pairs, that the first and last code stand for when a few numbers are clipped.
 constexpr float kParts[] = {1.0f, 0.85f, 0.7f};
+constexpr float kPartsOfMany[] = {1.0f, 0.93f, 0.86f, 0.78f, 0.7f, 0.6f};
 constexpr float kLeastSteps = -0.9f, kMostSteps = 1.9f, kBetweenSteps = 0.1f;
 
 // Candidates: `plain`; those at which the extremes are the first code and up to two codes beyond the last; those at
@@ -93,8 +96,10 @@ FoundLine find_line(const IntegerLevels& levels, const Group& group, Line plain,
   for (float beyond = kLeastSteps; beyond < kMostSteps; beyond += kBetweenSteps) {
     consider({range / (levels.last() + beyond), low});
   }
-  for (const float bottom : kParts) {
-    for (const float top : kParts) consider({(*most * top - low * bottom) / levels.last(), low * bottom});
+  const std::span<const float> parts =
+      group.count >= kMany ? std::span<const float>(kPartsOfMany) : std::span<const float>(kParts);
+  for (const float bottom : parts) {
+    for (const float top : parts) consider({(*most * top - low * bottom) / levels.last(), low * bottom});
   }
   return best;
 }

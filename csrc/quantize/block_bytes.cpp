@@ -98,7 +98,10 @@ void write_scales(const BlockType& type, const BlockScales& s, uint8_t* block) {
       put_half(s.scale.factor, block + 80);
       put_half(s.offset.factor, block + 82);
       return;
-    case ScaleLayout::kQ3K: put_q3_k(s, block + 96); put_half(s.scale.factor, block + 108); return;
+    case ScaleLayout::kQ3K:
+      put_q3_k(s, block + 96);
+      put_half(s.scale.factor, block + 108);
+      return;
     case ScaleLayout::kSixBits:
       put_half(s.scale.factor, block);
       put_half(s.offset.factor, block + 2);
@@ -108,7 +111,10 @@ void write_scales(const BlockType& type, const BlockScales& s, uint8_t* block) {
       for (int g = 0; g < 16; ++g) block[192 + g] = byte(s.scale.number[g]);
       put_half(s.scale.factor, block + 208);
       return;
-    case ScaleLayout::kIq4Xs: put_half(s.scale.factor, block); put_iq4_xs(s, block + 2); return;
+    case ScaleLayout::kIq4Xs:
+      put_half(s.scale.factor, block);
+      put_iq4_xs(s, block + 2);
+      return;
   }
 }
 
@@ -126,7 +132,10 @@ BlockScales read_scales(const BlockType& type, const uint8_t* block) {
       s.scale.factor = get_half(block + 80);
       s.offset.factor = get_half(block + 82);
       break;
-    case ScaleLayout::kQ3K: get_q3_k(block + 96, s); s.scale.factor = get_half(block + 108); break;
+    case ScaleLayout::kQ3K:
+      get_q3_k(block + 96, s);
+      s.scale.factor = get_half(block + 108);
+      break;
     case ScaleLayout::kSixBits:
       s.scale.factor = get_half(block);
       s.offset.factor = get_half(block + 2);
@@ -136,13 +145,14 @@ BlockScales read_scales(const BlockType& type, const uint8_t* block) {
       for (int g = 0; g < 16; ++g) s.scale.number[g] = static_cast<int8_t>(block[192 + g]);
       s.scale.factor = get_half(block + 208);
       break;
-    case ScaleLayout::kIq4Xs: s.scale.factor = get_half(block); get_iq4_xs(block + 2, s); break;
+    case ScaleLayout::kIq4Xs:
+      s.scale.factor = get_half(block);
+      get_iq4_xs(block + 2, s);
+      break;
   }
   return s;
 }
 
-void write_codes(const BlockType& type, const uint8_t* codes, uint8_t* block) {
-  put_codes(type, codes, block);
-}
+void write_codes(const BlockType& type, const uint8_t* codes, uint8_t* block) { put_codes(type, codes, block); }
 
 }  // namespace cpuinfer

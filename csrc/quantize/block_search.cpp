@@ -191,8 +191,7 @@ BlockScales one_level(const BlockType& type, const Group& group, const BlockScal
   BlockScales found = plain;
   if (type.has_offset()) {
     const IntegerLevels levels(static_cast<float>(type.first), static_cast<float>(type.last));
-    const Line line =
-        find_line(levels, group, {plain.scale_of(0), plain.offset_of(0)}, false, storable_line).line;
+    const Line line = find_line(levels, group, {plain.scale_of(0), plain.offset_of(0)}, false, storable_line).line;
     found.scale.factor = line.scale;
     found.offset.factor = line.offset;
     return found;

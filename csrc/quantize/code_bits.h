@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "quantize/block_types.h"
 
@@ -9,6 +10,16 @@ namespace cpuinfer {
 
 __attribute__((always_inline)) inline void put_bits(CodeBits part, int elements, const uint8_t* codes, uint8_t flipped,
                                                     uint8_t* block) {
+  if (part.bits == 1 && part.run == 1) {
+    for (int i = 0; i < elements / 8; ++i) {
+      // Of eight bytes a bit each: byte j, times 2^(56 - 7j), comes to bit 56 + j, and nothing else does.
+      uint64_t eight;
+      std::memcpy(&eight, codes + i * 8, sizeof eight);
+      const uint64_t bits = eight >> part.shift & 0x0101010101010101u;
+      block[part.at + i] = static_cast<uint8_t>((bits * 0x0102040810204080u >> 56) ^ flipped);
+    }
+    return;
+  }
   const int each = 8 / part.bits, runs = elements / (each * part.run);
   const unsigned mask = (1u << part.bits) - 1;
   for (int r = 0; r < runs; ++r) {

@@ -19,7 +19,7 @@ class IntegerLevels {
   // How many steps it is from 0 to the level furthest from it.
   float reach() const { return std::max(std::abs(first_), std::abs(last_)); }
   F4 nearest(F4 v) const { return round4(min4(max4(v, all4(first_)), all4(last_))); }
-  I4 code(F4 v) const { return __builtin_convertvector(nearest(v) - all4(first_), I4); }
+  I4 code(F4 v) const { return __builtin_convertvector(nearest(v), I4) - static_cast<int32_t>(first_); }
 
  private:
   float first_, last_;

@@ -26,24 +26,16 @@ __attribute__((always_inline)) inline auto with_levels(const BlockType& type, co
   return f(IntegerLevels(static_cast<float>(type.first), static_cast<float>(type.last)));
 }
 
-inline void store_codes(I4 codes, uint8_t* to) {
-  typedef uint8_t B4 __attribute__((vector_size(4)));
-  const B4 bytes = __builtin_convertvector(codes, B4);
-  __builtin_memcpy(to, &bytes, sizeof bytes);
-}
-
 // Of `count` numbers, a multiple of 4: the codes of the levels that, times scale and plus offset, are nearest.
 template <typename AnyLevels>
 __attribute__((always_inline)) inline void place(const AnyLevels& levels, const float* x, int64_t count, float scale,
                                                  float offset, uint8_t* codes) {
   const F4 inverse = all4(reciprocal(scale)), shift = all4(offset);
-  for (int64_t i = 0; i < count; i += kWide) {
-    store_codes(levels.code((load4(x + i) - shift) * inverse), codes + i);
-  }
+  store_each(count, codes, [&](int64_t i) { return levels.code((load4(x + i) - shift) * inverse); });
 }
 
-__attribute__((always_inline)) inline void place_block(const BlockType& type, const BlockScales& scales,
-                                                       const float* x, uint8_t* codes) {
+__attribute__((always_inline)) inline void place_block(const BlockType& type, const BlockScales& scales, const float* x,
+                                                       uint8_t* codes) {
   with_levels(type, [&](const auto& levels) {
     for (int g = 0; g < type.groups(); ++g) {
       const int at = g * type.group;

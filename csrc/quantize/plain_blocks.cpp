@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "kernels/half.h"
 #include "quantize/code_bits.h"
 #include "quantize/placing.h"
 
@@ -45,22 +46,21 @@ struct Rounding {
 CPUINFER_INLINE void place_truncated(const BlockType& type, const float* x, Rounding by, uint8_t* codes) {
   const F4 inverse = all4(std::isfinite(by.inverse) ? by.inverse : 0.0f), shift = all4(by.offset), half = all4(by.half);
   const F4 last = all4(static_cast<float>(type.last - type.first));
-  for (int i = 0; i < type.elements; i += kWide) {
+  store_each(type.elements, codes, [&](int64_t i) {
     const F4 raised = (load4(x + i) - shift) * inverse + half;
-    store_codes(__builtin_convertvector(min4(max4(raised, all4(0)), last), I4), codes + i);
-  }
+    return __builtin_convertvector(min4(max4(raised, all4(0)), last), I4);
+  });
 }
 
 // Half away from zero.
 CPUINFER_INLINE void place_rounded(const BlockType& type, const float* x, float inverse, uint8_t* codes) {
   const F4 by = all4(std::isfinite(inverse) ? inverse : 0.0f);
-  for (int i = 0; i < type.elements; i += kWide) {
+  store_each(type.elements, codes, [&](int64_t i) {
     const F4 v = load4(x + i) * by;
-    const I4 whole = __builtin_convertvector(v, I4);
-    const F4 rest = v - __builtin_convertvector(whole, F4);
-    const I4 rounded = whole - (rest >= all4(0.5f)) + (rest <= all4(-0.5f));  // true is -1
-    store_codes(rounded - type.first, codes + i);
-  }
+    // The number before 0.5 makes halves a whole number and nothing below them one, as 0.5 itself would.
+    const F4 half = (F4)(((I4)v & INT32_MIN) | (I4)all4(0x1.fffffep-2f));
+    return __builtin_convertvector(v + half, I4) - type.first;
+  });
 }
 
 CPUINFER_INLINE void one_level(const BlockType& type, const float* x, BlockScales& s, uint8_t* codes) {
@@ -84,7 +84,7 @@ CPUINFER_INLINE void one_level(const BlockType& type, const float* x, BlockScale
     place_truncated(type, x, {reciprocal(s.scale.factor), 0, 0.5f - static_cast<float>(type.first)}, codes);
     return;
   }
-  s.scale.factor = storable(s.scale.factor);
+  s.scale.factor = half_to_float(float_to_half(s.scale.factor));
   place_block(type, s, x, codes);
 }
 

@@ -76,6 +76,9 @@ struct FoundScale {
 
 // Ends beyond the outermost level, in steps between levels, that the number of largest magnitude is put at.
 constexpr float kNearestEnd = -0.8f, kFarthestEnd = 3.0f, kBetweenEnds = 0.2f;
+// Of many numbers the largest is further out, and clipping it costs less of the sum.
+constexpr int kMany = 64;
+constexpr float kFarthestOfMany = 8.0f;
 
 // Candidates: `plain`; those at which the largest number, then the weightiest, lies at the first and at the last level
 // or at an end beyond them; and of each the scale of least squares for its levels.  `storable` rounds a scale to what
@@ -92,12 +95,13 @@ FoundScale find_scale(const Levels& levels, const Group& group, float plain, con
     }
   };
   consider(plain);
+  const float farthest = group.count >= kMany ? kFarthestOfMany : kFarthestEnd;
   const float largest = signed_largest(group.x, group.count), heavy = weightiest(group);
   for (const float number : {largest, heavy}) {
     if (number == 0) continue;
     for (const float end : {levels.first(), levels.last()}) {
       if (end == 0) continue;
-      for (float beyond = kNearestEnd; beyond < kFarthestEnd; beyond += kBetweenEnds) {
+      for (float beyond = kNearestEnd; beyond < farthest; beyond += kBetweenEnds) {
         consider(number / (end * (1 + beyond / levels.reach())));
       }
     }

@@ -56,7 +56,8 @@ class Search {
 }  // namespace
 
 int NumberRange::nearest(float x) const {
-  const float clamped = std::min(std::max(x, static_cast<float>(low)), static_cast<float>(high));
+  const float least = static_cast<float>(low), most = static_cast<float>(high);
+  const float clamped = x > least ? (x < most ? x : most) : least;  // NaN, too, becomes a number
   return static_cast<int>((clamped + 0x1.8p23f) - 0x1.8p23f);
 }
 

@@ -101,7 +101,7 @@ class BlockScheme:
         Without search what the format's reference writes: of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 to the bit.  With it, the
         blocks of ``fit`` and its ``codes``.  Threads may take runs of rows each: the interpreter's lock is released.
         """
-        weights = None if importance is None else _checked(importance, w.shape)
+        weights = counted(importance, w.shape)
         return _core.quantize_blocks(self.name, np.ascontiguousarray(w), weights, search=search)
 
     def fit(
@@ -136,8 +136,3 @@ class BlockScheme:
     def rows(self, codes: npt.NDArray[np.uint8], fit: Fit) -> BlockRows:
         """The bytes of the type."""
         return BlockRows(_core.with_codes(self.name, fit.stored, codes), self.form, codes.shape[1])
-
-
-def _checked(importance: npt.NDArray[np.floating], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    given = counted(importance, shape)
-    return np.ascontiguousarray(given[0] if importance.ndim == 1 else given)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cpuinfer import _core
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.formats.canonical import IntegerRows
 from cpuinfer.quantize.scheme import WHOLE_ROW, Fit, counted, halved, in_groups
-from cpuinfer.quantize.search import least_affine, least_scale, nearest, signed_largest
 
 HALF_BITS = 16
 
@@ -61,20 +62,18 @@ class IntegerScheme:
     ) -> Fit:
         """Without search, symmetric: the number of largest magnitude becomes the lowest level, as Q4_0 has it; else
         the extremes, and zero, become the first and last code, as GPTQ and AWQ have it."""
-        groups = in_groups(w, self.group)
+        groups, weights, counts = in_groups(w, self.group), np.ascontiguousarray(w), counted(importance, w.shape)
         if not self.has_offset:
-            largest = signed_largest(groups)
+            largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
             plain = halved(largest / self.levels[0])
             if not search:
                 return Fit(plain)
-            weights = in_groups(counted(importance, w.shape), self.group)
-            return Fit(least_scale(groups, weights, self.levels, plain, largest))
+            return Fit(_core.search_scales(self.levels, groups.shape[2], weights, counts, plain))
         low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
         plain_fit = self.represent((high - low) / self.last, low)
         if not search:
             return plain_fit
-        weights = in_groups(counted(importance, w.shape), self.group)
-        scale, zero = least_affine(groups, weights, self.last, plain_fit.scale, plain_fit.stored)
+        scale, zero = _core.search_zeros(self.last, groups.shape[2], weights, counts, plain_fit.scale, plain_fit.stored)
         return self._with_zero(scale, zero)
 
     def represent(self, scale: npt.NDArray[np.floating], offset: npt.NDArray[np.floating] | None = None) -> Fit:
@@ -88,15 +87,14 @@ class IntegerScheme:
         quotient = np.divide(-wanted, stored, out=np.zeros_like(stored), where=stored != 0)
         return self._with_zero(stored, np.clip(np.rint(quotient), 0, self.last))
 
-    def _with_zero(self, scale: npt.NDArray[np.float32], zero: npt.NDArray[np.floating]) -> Fit:
+    def _with_zero(self, scale: npt.NDArray[np.float32], zero: npt.NDArray[Any]) -> Fit:
         points = zero.astype(np.uint8)
         return Fit(scale, -scale * points.astype(np.float32), points)
 
     def codes(self, w: npt.NDArray[np.float32], fit: Fit) -> npt.NDArray[np.uint8]:
         """[n, k]: the nearest levels."""
-        groups, offset = in_groups(w, self.group), fit.offset
-        shifted = groups if offset is None else groups - offset[:, :, None]
-        return nearest(shifted, self.levels, fit.scale[:, :, None]).reshape(w.shape)
+        group = in_groups(w, self.group).shape[2]
+        return _core.nearest_codes(self.levels, group, np.ascontiguousarray(w), fit.scale, fit.offset)
 
     def values(self, codes: npt.NDArray[np.uint8], fit: Fit) -> npt.NDArray[np.float32]:
         """[n, k]: what codes stand for, exact."""

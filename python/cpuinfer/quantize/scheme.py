@@ -135,30 +135,31 @@ def in_groups(array: npt.NDArray[np.float32], group: int, *, what: str = "weight
     if array.ndim != 2 or not array.shape[1] or (group != WHOLE_ROW and array.shape[1] % group):
         raise InvalidRequest(f"{what}: shape {array.shape}, expected two dimensions, rows a multiple of {group}")
     n, k = array.shape
-    return array.reshape(n, 1 if group == WHOLE_ROW else k // group, -1)
+    groups = 1 if group == WHOLE_ROW else k // group
+    return array.reshape(n, groups, k // groups)
 
 
-def counted(importance: npt.NDArray[np.floating] | None, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Importance as float32 [n, k], read-only; InvalidRequest for another shape, numbers below 0 or not finite."""
+def counted(importance: npt.NDArray[np.floating] | None, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
+    """Importance as contiguous float32; InvalidRequest for another shape, numbers below 0 or not finite."""
     import numpy as np
 
     if importance is None:
-        return np.broadcast_to(np.float32(1), shape)
+        return None
     if importance.shape not in (shape, shape[1:]):
         raise InvalidRequest(f"importance: shape {importance.shape}, expected {shape[1:]} or {shape}")
-    given = importance.astype(np.float32, copy=False)
+    given = np.ascontiguousarray(importance, np.float32)
     if not (np.isfinite(given).all() and (given >= 0).all()):
         raise InvalidRequest("importance: holds NaN, infinity or a number below 0")
-    return np.broadcast_to(given, shape)
+    return given
 
 
 def halved(scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Rounded to fp16, as float32; NumericalError naming the row of one that is not finite or too large."""
+    """[n, groups] rounded to fp16, as float32; NumericalError naming the row of one that is not finite or too large."""
     import numpy as np
 
     with np.errstate(over="ignore", under="ignore"):
         rounded: npt.NDArray[np.float32] = scale.astype(np.float16).astype(np.float32)
-    wrong = ~np.isfinite(rounded).reshape(len(rounded), -1).all(axis=1)
+    wrong = ~np.isfinite(rounded).all(axis=1)
     if wrong.any():
         row = int(wrong.argmax())
         raise NumericalError(f"row {row}: holds NaN, infinity or a number too large for fp16 scales")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cpuinfer import _core
 from cpuinfer.errors import InvalidRequest, UnsupportedFormat
 from cpuinfer.formats.canonical import TableRows
 from cpuinfer.quantize.scheme import WHOLE_ROW, Fit, counted, halved, in_groups
-from cpuinfer.quantize.search import least_scale, nearest, signed_largest
 
 HALF_BITS = 16
 MOST_KERNEL_LEVELS = 16
@@ -97,8 +97,8 @@ class TableScheme:
         plain = halved(np.abs(groups).max(axis=2) / np.abs(self.levels).max())
         if not search:
             return Fit(plain)
-        weights = in_groups(counted(importance, w.shape), self.group)
-        return Fit(least_scale(groups, weights, self.levels, plain, signed_largest(groups)))
+        weights, group = counted(importance, w.shape), groups.shape[2]
+        return Fit(_core.search_scales(self.levels, group, np.ascontiguousarray(w), weights, plain))
 
     def represent(self, scale: npt.NDArray[np.floating], offset: npt.NDArray[np.floating] | None = None) -> Fit:
         """Scales rounded to fp16."""
@@ -108,7 +108,8 @@ class TableScheme:
 
     def codes(self, w: npt.NDArray[np.float32], fit: Fit) -> npt.NDArray[np.uint8]:
         """[n, k]: the nearest levels."""
-        return nearest(in_groups(w, self.group), self.levels, fit.scale[:, :, None]).reshape(w.shape)
+        group = in_groups(w, self.group).shape[2]
+        return _core.nearest_codes(self.levels, group, np.ascontiguousarray(w), fit.scale)
 
     def values(self, codes: npt.NDArray[np.uint8], fit: Fit) -> npt.NDArray[np.float32]:
         """[n, k]: what codes stand for."""
