@@ -34,7 +34,8 @@ def write_folder(
 ) -> None:
     """Write the source's folder with `weights`, by our names, packed; see folder_output.write_folder.
 
-    Layers may differ in bits, group and symmetry.  A weight's `input_order` becomes its weight_g_idx.
+    Layers may differ in bits, group and symmetry.  Columns must be in their own order: compressed-tensors once had a
+    weight_g_idx for others, and from release 0.20 on refuses it.
     """
     folder_output.write_folder(
         out, source, weights, _Compressed(), overwrite=overwrite, threads=threads, progress=progress
@@ -47,6 +48,8 @@ class _Compressed:
         bits = bits_of(weight)
         if bits not in BITS or weight.has_bias:
             raise UnsupportedFormat(f"{layer.prefix}: {weight.encoding}, expected 4 or 8 bits without biases")
+        if weight.input_order is not None:
+            raise UnsupportedFormat(f"{layer.prefix}: columns in an order of their own: GPTQ files can have that")
         groups = k // weight.group
         entries = [
             Entry(f"{layer.prefix}.weight_packed", "I32", (n, k * bits // 32)),
@@ -55,42 +58,32 @@ class _Compressed:
         ]
         if weight.has_zeros:
             entries.append(Entry(f"{layer.prefix}.weight_zero_point", "I32", (-(-n * bits // 32), groups)))
-        if weight.input_order is not None:
-            entries.append(Entry(f"{layer.prefix}.weight_g_idx", "I32", (k,)))
         return tuple(entries)
 
     def make(self, layer: Layer, put: Put) -> None:
         weight, (n, k) = layer.weight, layer.shape
-        bits, order = bits_of(weight), weight.input_order
+        bits = bits_of(weight)
         zeros = np.zeros((n, k // weight.group), np.uint8)
         for begin, end, rows in layer.chunks():
             if not isinstance(rows, IntegerRows):
                 raise UnsupportedFormat(f"{layer.prefix}: {weight.encoding}, expected integer codes")
-            codes = rows.codes
-            if order is not None:
-                codes = np.empty_like(rows.codes)
-                codes[:, order] = rows.codes
-            put(f"{layer.prefix}.weight_packed", packing.pack(codes, bits))
+            put(f"{layer.prefix}.weight_packed", packing.pack(rows.codes, bits))
             put(f"{layer.prefix}.weight_scale", rows.scale)
             if rows.zeros is not None:
                 zeros[begin:end] = rows.zeros
         put(f"{layer.prefix}.weight_shape", np.array([n, k], "<i8"))
         if weight.has_zeros:
             put(f"{layer.prefix}.weight_zero_point", packing.pack(np.ascontiguousarray(zeros.T), bits).T)
-        if order is not None:
-            index = np.arange(k, dtype="<i4") // np.int32(weight.group)
-            index[order] = index.copy()
-            put(f"{layer.prefix}.weight_g_idx", index)
 
     def config(self, packed: Iterable[Layer], floats: Iterable[str]) -> Mapping[str, Any]:
-        kinds: dict[tuple[int, int | None, bool, bool], list[str]] = {}
+        kinds: dict[tuple[int, int | None, bool], list[str]] = {}
         for layer in packed:
             weight = layer.weight
             group = None if weight.group == layer.shape[1] else weight.group
-            kind = (bits_of(weight), group, not weight.has_zeros, weight.input_order is not None)
+            kind = (bits_of(weight), group, not weight.has_zeros)
             kinds.setdefault(kind, []).append(layer.prefix)
         groups = {}
-        for number, ((bits, group, symmetric, ordered), names) in enumerate(kinds.items()):
+        for number, ((bits, group, symmetric), names) in enumerate(kinds.items()):
             groups[f"group_{number}"] = {
                 "targets": ["Linear"] if len(kinds) == 1 else sorted(names),
                 "weights": {
@@ -99,7 +92,7 @@ class _Compressed:
                     "symmetric": symmetric,
                     "strategy": "channel" if group is None else "group",
                     "group_size": group,
-                    "actorder": "group" if ordered else None,
+                    "actorder": None,
                     "dynamic": False,
                 },
                 "input_activations": None,

@@ -10,6 +10,7 @@ from typing import Any
 from cpuinfer.errors import CheckpointError, UnsupportedModel
 from cpuinfer.quantize.gguf_writer import Entry
 from cpuinfer.quantize.pre_tokenizers import CHECK, recognised
+from cpuinfer.quantize.sentencepiece_model import piece_list
 from cpuinfer.tokenizer import Tokenizer
 from cpuinfer.tokenizer.folder import chat_template
 from cpuinfer.tokenizer.keys import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -115,38 +116,32 @@ def _merged_pieces(kind: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: in
     for i, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">") and types[i] == NORMAL:
             types[i] = BYTE
-        elif token == unknown:
+        elif token == unknown and types[i] == NORMAL:
             types[i] = UNKNOWN
         elif types[i] == USER_DEFINED:
             tokens[i] = token.replace(SPACE, " ")
-    return _pieces(tokens, scores, types, tokenizer)
+    return _pieces(tokens, scores, types, tokenizer, ids.get(unknown) if isinstance(unknown, str) else None)
 
 
 def _sentence_pieces(folder: Path, tokenizer: Tokenizer, vocabulary: int) -> Keys:
     """The pieces of a tokenizer.model, with the tokens that other files add."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=(folder / "tokenizer.model").read_bytes())
     tokens, types = _padded(tokenizer, vocabulary)
-    scores = [ADDED_SCORE] * vocabulary
-    for i in range(min(processor.get_piece_size(), vocabulary)):
-        if types[i] in (CONTROL, USER_DEFINED) and not processor.is_unknown(i):
-            continue
-        tokens[i], scores[i] = processor.id_to_piece(i), processor.get_score(i)
-        kinds = {
-            UNKNOWN: processor.is_unknown(i),
-            CONTROL: processor.is_control(i),
-            UNUSED: processor.is_unused(i),
-            BYTE: processor.is_byte(i),
-        }
-        types[i] = next((kind for kind, holds in kinds.items() if holds), NORMAL)
+    scores, unknown = [ADDED_SCORE] * vocabulary, None
+    for i, piece in enumerate(piece_list((folder / "tokenizer.model").read_bytes())[:vocabulary]):
+        unknown = i if piece.type == UNKNOWN else unknown
+        if types[i] not in (CONTROL, USER_DEFINED):  # as other files say
+            tokens[i], types[i] = piece.text, piece.type
+        if types[i] != USER_DEFINED or piece.type == USER_DEFINED:
+            scores[i] = piece.score
     for i, kind in enumerate(types):
         if kind == USER_DEFINED:
             tokens[i] = tokens[i].replace(SPACE, " ")
-    return _pieces(tokens, scores, types, tokenizer)
+    return _pieces(tokens, scores, types, tokenizer, unknown)
 
 
-def _pieces(tokens: list[str], scores: list[float], types: list[int], tokenizer: Tokenizer) -> Keys:
+def _pieces(
+    tokens: list[str], scores: list[float], types: list[int], tokenizer: Tokenizer, unknown: int | None
+) -> Keys:
     keys = {
         "model": Entry("string", "llama"),
         "pre": Entry("string", "default"),
@@ -155,8 +150,8 @@ def _pieces(tokens: list[str], scores: list[float], types: list[int], tokenizer:
         "token_type": Entry("int32", types, is_array=True),
         "add_space_prefix": Entry("bool", tokenizer.adds_space),
     }
-    if UNKNOWN in types:
-        keys["unknown_token_id"] = Entry("uint32", types.index(UNKNOWN))
+    if unknown is not None:
+        keys["unknown_token_id"] = Entry("uint32", unknown)
     return keys
 
 
