@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer import formats
 from cpuinfer.errors import CpuInferError, NumericalError
-from cpuinfer.formats.canonical import FloatLayout, FloatRows, Rows
+from cpuinfer.formats.canonical import BlockRows, FloatLayout, FloatRows, Rows
+from cpuinfer.quantize.blocks import BlockScheme
 from cpuinfer.quantize.forward import read_matrix
 from cpuinfer.quantize.grids import IntegerScheme
 from cpuinfer.quantize.hqq import hqq
@@ -87,21 +89,29 @@ def plain(source: Weight, encoding: str | None, method: str) -> Weight:
     scheme = find(encoding)
 
     def rows(begin: int, end: int) -> Rows:
-        w = _some(source, begin, end)
         try:
+            if isinstance(scheme, BlockScheme) and method != "hqq":
+                w = _stored(source, begin, end)
+                return BlockRows(scheme.encode(w, search=method != "rtn"), scheme.form, source.shape[1])
+            w = _some(source, begin, end)
             if method == "hqq" and scheme.has_offset:
                 result = hqq(w, scheme)
                 return scheme.rows(result.codes, result.fit)
-            quick = getattr(scheme, "quantize", None)
-            if quick is not None:
-                found: Rows = quick(w, search=method != "rtn")
-                return found
             fit = scheme.fit(w, search=method != "rtn")
             return scheme.rows(scheme.codes(w, fit), fit)
         except CpuInferError as error:
             raise type(error)(f"{source.name}, rows from {begin}: {error}") from None
 
     return as_scheme(source, scheme, rows)
+
+
+def _stored(source: Weight, begin: int, end: int) -> npt.NDArray[Any]:
+    """Rows in float32, float16, or as the bits of bf16: as they are stored, if they are so."""
+    if source.is_float and source.input_order is None:
+        found = source.rows(begin, end)
+        if isinstance(found, FloatRows):
+            return found.values
+    return _some(source, begin, end)
 
 
 def _some(source: Weight, begin: int, end: int) -> npt.NDArray[np.float32]:
