@@ -36,7 +36,8 @@ PYTHON_LAYERS = (
     {"describe"},
     {"engine"},
     {"llm"},
-    {"server", "evaluate", "quantize"},
+    {"server", "evaluate"},
+    {"quantize"},
     {"cli"},
     {"__main__"},
 )

@@ -43,6 +43,10 @@ class Table:
     def __init__(self, weight: Weight) -> None:
         self._weight = weight
 
+    def __len__(self) -> int:
+        """Rows."""
+        return self._weight.shape[0]
+
     def __getitem__(self, tokens: npt.NDArray[np.int64]) -> Floats:
         """[len(tokens), width]."""
         rows, where = np.unique(tokens, return_inverse=True)
