@@ -36,7 +36,8 @@ PYTHON_LAYERS = (
     {"describe"},
     {"engine"},
     {"llm"},
-    {"server", "evaluate", "quantize"},
+    {"server", "evaluate"},
+    {"quantize"},
     {"cli"},
     {"__main__"},
 )
@@ -46,10 +47,11 @@ CSRC_LAYERS = {
     "checkpoint": {"core"},
     "tokenizer": {"core"},
     "kernels": {"core"},
+    "quantize": {"core", "kernels"},
     "load": {"core", "checkpoint", "kernels"},
     "plan": {"core", "kernels"},
     "runtime": {"core", "kernels", "plan"},
-    "bindings": {"core", "checkpoint", "tokenizer", "kernels", "load", "plan", "runtime"},
+    "bindings": {"core", "checkpoint", "tokenizer", "kernels", "quantize", "load", "plan", "runtime"},
 }
 MOST_LINES = 400
 

@@ -27,6 +27,7 @@ void bind_checkpoint(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
 void bind_load(pybind11::module_& m);
 void bind_machine(pybind11::module_& m);
+void bind_quantize(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_sampler(pybind11::module_& m);
 void bind_tokenizer(pybind11::module_& m);

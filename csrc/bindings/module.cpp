@@ -77,6 +77,7 @@ PYBIND11_MODULE(_core, m) {
   cpuinfer::bind_kernels(m);
   cpuinfer::bind_load(m);  // after the files and matrices it joins
   cpuinfer::bind_machine(m);
+  cpuinfer::bind_quantize(m);
   cpuinfer::bind_sampler(m);
   cpuinfer::bind_tokenizer(m);
   cpuinfer::bind_runtime(m);

@@ -31,6 +31,41 @@ class Packing:
     def wait(self) -> None: ...
     def stop(self) -> None: ...
 
+# Quantisers
+
+def quantize_blocks(
+    type: str, w: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None, *, search: bool
+) -> npt.NDArray[np.uint8]: ...
+def block_scales(
+    type: str, blocks: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]: ...
+def represent_blocks(
+    type: str, scale: npt.NDArray[np.float32], offset: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]: ...
+def with_codes(type: str, blocks: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]: ...
+def search_scales(
+    levels: npt.NDArray[np.float32],
+    group: int,
+    w: npt.NDArray[Any],
+    importance: npt.NDArray[np.float32] | None,
+    plain: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]: ...
+def search_zeros(
+    last: int,
+    group: int,
+    w: npt.NDArray[Any],
+    importance: npt.NDArray[np.float32] | None,
+    plain: npt.NDArray[np.float32],
+    zeros: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]: ...
+def nearest_codes(
+    levels: npt.NDArray[np.float32],
+    group: int,
+    w: npt.NDArray[Any],
+    scale: npt.NDArray[np.float32],
+    offset: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.uint8]: ...
+
 # Text
 
 class BytePairs:

@@ -50,5 +50,9 @@ class MemoryLimit(CpuInferError, MemoryError):
     """An allocation that the machine or a caller's limit does not allow."""
 
 
+class OutputError(CpuInferError):
+    """A file could not be written, or another is in its place."""
+
+
 class Cancelled(CpuInferError):
     """The generation was cancelled from another thread."""

@@ -18,6 +18,7 @@ from cpuinfer.models import Architecture, Option
 from cpuinfer.naming import arrange
 from cpuinfer.rope import Positions, scaled
 from cpuinfer.tokenizer import Tokenizer
+from cpuinfer.weight import Weight
 from cpuinfer.weights import Source, from_checkpoint
 
 ROPE_FACTORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -53,11 +54,6 @@ def open_source(path: Path, *, context: int | None = None) -> Source:
     checkpoint = open_checkpoint(path)
     architecture = find_architecture(checkpoint)
     config = read_config(checkpoint, architecture, context)
-    stored = {
-        name.removesuffix(".weight"): from_checkpoint(checkpoint, info)
-        for name, info in checkpoint.tensors.items()
-        if name not in ROPE_TENSORS
-    }
     metadata = checkpoint.metadata
     kind = checkpoint.optional("tokenizer.ggml.model", str, "none")
     return Source(
@@ -66,11 +62,20 @@ def open_source(path: Path, *, context: int | None = None) -> Source:
         files=checkpoint.files,
         size_bytes=checkpoint.size_bytes,
         config=config,
-        weights=arrange(stored, architecture.gguf_names, config),
+        weights=arrange(stored_weights(checkpoint), architecture.gguf_names, config),
         tokenizer_name=f"{kind} ({checkpoint.optional('tokenizer.ggml.pre', str, 'default')})",
         tokenizer=lambda: Tokenizer.from_metadata(metadata, str(path)),
         chat_template=(lambda tokenizer: _template(checkpoint, tokenizer)) if TEMPLATE in metadata else None,
     )
+
+
+def stored_weights(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """The tensors of a file that are weights, by their names without `.weight`."""
+    return {
+        name.removesuffix(".weight"): from_checkpoint(checkpoint, info)
+        for name, info in checkpoint.tensors.items()
+        if name not in ROPE_TENSORS
+    }
 
 
 def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:

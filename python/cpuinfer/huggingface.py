@@ -68,7 +68,7 @@ def open_source(path: Path, *, context: int | None = None, quantize: str | None 
     published = reader(packed) if isinstance(packed, Mapping) else None
     if published is not None and quantize is not None:
         raise UnsupportedFormat(f"{path}: its weights are quantised already: leave out quantize (--quantize)")
-    stored = _stored(tensors, published, architecture.hf_left_out)
+    stored = stored_weights(tensors, published, architecture.hf_left_out)
     ours = arrange(stored, architecture.hf_names, config)
     _check(ours, config)
     if config.tied and "lm_head" in ours:
@@ -128,7 +128,7 @@ def _rounded(name: str, weight: Weight, how: str) -> Weight:
 
 def read_config(settings: Json, architecture: Architecture, *, name: str = "", context: int | None = None) -> Config:
     """A config.json in our terms.  Raises UnsupportedModel for what it lacks and for values that cannot be."""
-    settings = _of_the_text(settings, architecture)
+    settings = of_the_text(settings, architecture)
 
     def get(field: str) -> object:
         key = {**_KEYS, **architecture.hf_keys}[field]
@@ -173,7 +173,7 @@ def read_config(settings: Json, architecture: Architecture, *, name: str = "", c
     )
 
 
-def _of_the_text(settings: Json, architecture: Architecture) -> Json:
+def of_the_text(settings: Json, architecture: Architecture) -> Json:
     """What a configuration says of the language model, and what it means by leaving out the rest."""
     if architecture.hf_part is None:
         return {**architecture.hf_defaults, **settings}
@@ -186,22 +186,26 @@ def _option(settings: Json, where: str | Callable[[Json], object] | None, defaul
     return default if found is None else found
 
 
-def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
+def rope_scaling(settings: Json) -> Json:
     """`rope_parameters` of newer configurations has what `rope_theta` and `rope_scaling` say in older ones.
 
     A `rope_scaling` beside it was added by hand, as model cards tell to, and is what counts.
     """
-    keys = architecture.hf_rope_keys
     scaling, parameters = _object(settings, "rope_scaling"), _object(settings, "rope_parameters")
     scaling = {**_object(parameters, "full_attention"), **scaling} if "full_attention" in parameters else scaling
     scaling = scaling or parameters
+    original = settings.get("original_max_position_embeddings")  # of the whole model, where the file names two
+    return scaling if original is None else {**scaling, "original_max_position_embeddings": original}
+
+
+def _read_rope(settings: Json, architecture: Architecture, head_dim: int, trained: int, context: int | None) -> Rope:
+    keys = architecture.hf_rope_keys
+    scaling = rope_scaling(settings)
     base = scaling.get("rope_theta", settings.get(keys.base, 10000.0))
     if isinstance(base, bool) or not isinstance(base, (int, float)) or not 1 < base <= 1e12:
         raise UnsupportedModel(f"{CONFIG}: {keys.base} is {base!r}, expected a number above 1")
     dims = _rotated(settings, scaling, keys, head_dim)
     plain = Rope(dims, float(base), architecture.hf_rope)
-    original = settings.get("original_max_position_embeddings")  # of the whole model, where the file names two
-    scaling = scaling if original is None else {**scaling, "original_max_position_embeddings": original}
     return rope.scaled(plain, scaling, rope.Positions(trained, context or trained))
 
 
@@ -231,7 +235,10 @@ def _object(settings: Json, key: str) -> Json:
     return value
 
 
-def _stored(tensors: SafetensorsFolder, published: Reader | None, left_out: tuple[str, ...]) -> dict[str, Weight]:
+def stored_weights(
+    tensors: SafetensorsFolder, published: Reader | None, left_out: tuple[str, ...]
+) -> dict[str, Weight]:
+    """The tensors of a folder, by their names without `.weight`; those of a packed layer as one, by the layer's."""
     stored: dict[str, Weight] = {}
     packed: set[str] = set()
     names = [name for name in tensors.names() if not name.startswith(left_out)]

@@ -45,7 +45,8 @@ class LLM:
     runs, on any number of threads; and, if `deterministic`, on any instruction set.
 
     Args:
-        model: a path to a GGUF file or a Hugging Face folder, `hf:owner/repo[:file-or-quant]`, or a built-in name.
+        model: a path to a GGUF file or a Hugging Face folder, `hf:owner/repo[:file-or-quant]`, or a built-in name; or
+            what `loader.open_model` gives, perhaps with other weights in it.
         threads: worker threads; None takes as many as the machine has fast cores for this process.
         context: most positions of a sequence; None takes the model's own, or less where memory is short.
         isa: a kernel set by name; None takes CPUINFER_ISA, or the best this machine runs.
@@ -69,7 +70,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | loader.Blueprint | None = None,
         *,
         threads: int | None = None,
         context: int | None = None,
@@ -87,7 +88,7 @@ class LLM:
         start = time.perf_counter()
         self._prints_profile = os.environ.get("CPUINFER_PROFILE", "") not in ("", "0")
         self._profiles = profile or self._prints_profile
-        if model is not None and not isinstance(model, (str, Path)):
+        if model is not None and not isinstance(model, (str, Path, loader.Blueprint)):
             raise InvalidRequest(f"model: {model!r}, expected a path or a name")
         _check_switches(
             cache_packed=cache_packed, deterministic=deterministic, keep_values=keep_values, profile=profile
@@ -95,9 +96,9 @@ class LLM:
         if isa is not None and not isinstance(isa, str):
             raise InvalidRequest(f"isa: {isa!r}, expected the name of a kernel set")
         self.isa: str = _core.select_kernels(isa)
-        self.path = model if isinstance(model, Path) else store.resolve(model, progress=False)
         check_kv_cache(kv_cache)
-        blueprint = loader.open_model(self.path, context=context, quantize=quantize)
+        blueprint = _opened(model, context, quantize)
+        self.path = blueprint.source.path
         self.config: Config = blueprint.config
         self.graph: Graph = blueprint.graph
         self.threads = machine.default_threads().threads if threads is None else _check_threads(threads)
@@ -335,6 +336,15 @@ class LLM:
 
 def _are_tokens(prompts: Sequence[object]) -> bool:
     return len(prompts) > 0 and isinstance(prompts[0], Integral)
+
+
+def _opened(model: str | Path | loader.Blueprint | None, context: int | None, quantize: str | None) -> loader.Blueprint:
+    if not isinstance(model, loader.Blueprint):
+        path = model if isinstance(model, Path) else store.resolve(model, progress=False)
+        return loader.open_model(path, context=context, quantize=quantize)
+    if quantize is not None:
+        raise InvalidRequest("quantize: was chosen when the model was opened")
+    return model
 
 
 def _check_threads(threads: int) -> int:

@@ -22,7 +22,7 @@ def arrange(stored: Mapping[str, Weight], names: Mapping[str, Target], config: C
     experts: dict[str, dict[int, Weight]] = {}
     for name, weight in stored.items():
         stem, bias = (name.removesuffix(".bias"), ".bias") if name.endswith(".bias") else (name, "")
-        target, layer, expert = _find(stem, names, weight.name)
+        target, layer, expert = find(stem, names, weight.name)
         for part, piece in _parts(target, weight, config):
             full = part.replace("{i}", str(layer)) + bias
             twin = ours.get(full) if expert is None else experts.get(full, {}).get(expert)
@@ -39,7 +39,8 @@ def arrange(stored: Mapping[str, Weight], names: Mapping[str, Target], config: C
     return ours
 
 
-def _find(stem: str, names: Mapping[str, Target], name: str) -> tuple[Target, int, int | None]:
+def find(stem: str, names: Mapping[str, Target], name: str) -> tuple[Target, int, int | None]:
+    """What a stored tensor is of ours, its layer, and its expert if it has one; UnsupportedModel if it is not known."""
     numbers = [int(number) for number in re.findall(r"(?<=\.)\d+(?=\.|$)", stem)]
     pattern = stem
     for placeholder in ("{i}", "{e}"):

@@ -90,7 +90,7 @@ def joined(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
             if start < stop:
                 parts.append(weight.rows(low + start - at, low + stop - at))
             at += high - low
-        return _concatenated(parts)
+        return concatenated(parts)
 
     return replace(
         first,
@@ -151,7 +151,8 @@ def _joined_vectors(pieces: Sequence[tuple[Weight, int, int]]) -> Weight:
     )
 
 
-def _concatenated(parts: Sequence[Rows]) -> Rows:
+def concatenated(parts: Sequence[Rows]) -> Rows:
+    """Rows of one kind, one after another."""
     import numpy as np
 
     first = parts[0]

@@ -29,6 +29,7 @@ COMMANDS = {
     "show": "show",
     "bench": "bench",
     "eval": "eval",
+    "quantize": "quantize",
     "doctor": "doctor",
 }
 """Name: module."""

@@ -26,6 +26,7 @@ METHODS = {
     "bitsandbytes": "bitsandbytes",
     "hqq": "hqq",
     "mxfp4": "mxfp4",
+    "cpuinfer": "cpuinfer",
 }
 """The file that reads each `quant_method`."""
 

@@ -31,6 +31,33 @@ def unpack_columns(words: npt.NDArray[Any], begin: int, end: int, bits: int) -> 
     return codes[:, begin - first * per_word : end - first * per_word]
 
 
+def pack(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
+    """The inverse of `unpack`: [rows, codes] -> int32 words [rows, words], the last filled up with zeros."""
+    missing = -codes.shape[1] % (32 // bits)
+    whole = np.pad(codes, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(codes)
+    words: npt.NDArray[np.int32] = pack_bits(whole, bits).view("<i4")
+    return words
+
+
+def pack_bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes of 1 to 8 bits one after another, lowest bits first, each row from a new byte on: [rows, bytes]."""
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    if bits == 4 and codes.shape[1] % 2 == 0:
+        return np.asarray(codes[:, ::2] | codes[:, 1::2] << np.uint8(4), np.uint8)
+    each = codes[:, :, None] >> np.arange(bits, dtype=np.uint8) & np.uint8(1)
+    return np.packbits(each.reshape(len(codes), -1), axis=1, bitorder="little")
+
+
+def unpack_bits(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
+    """The inverse of `pack_bits`: [rows, bytes] -> [rows, count]."""
+    if bits == 8 or (bits == 4 and count % 2 == 0):
+        return unpack(packed, bits)
+    each = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").reshape(len(packed), count, bits)
+    codes: npt.NDArray[np.uint8] = (each << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    return codes
+
+
 @dataclass(frozen=True, slots=True)
 class Groups:
     """How the columns of a row share scales."""

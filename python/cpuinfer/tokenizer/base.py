@@ -49,14 +49,14 @@ class Tokenizer(ABC):
         self.control_ids = special.control
         self._tokens = tokens
         self._add_bos = special.add_bos
-        self._adds_space = special.adds_space
+        self.adds_space = special.adds_space
+        self.user_defined_ids = special.user_defined
         self._literal = special.control | special.user_defined
         self._literal_ids = {tokens[i]: i for i in self._literal}
-        self._user_defined = special.user_defined
 
     @cached_property
     def _user_defined_literals(self) -> Literals:
-        return Literals(self._tokens[i] for i in self._user_defined)
+        return Literals(self._tokens[i] for i in self.user_defined_ids)
 
     @cached_property
     def _literals(self) -> Literals:
@@ -86,6 +86,11 @@ class Tokenizer(ABC):
     def vocabulary(self) -> int:
         """The number of tokens."""
         return len(self._tokens)
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """As the vocabulary spells them, special ones as the text they are."""
+        return self._tokens
 
     def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -132,7 +137,7 @@ class Tokenizer(ABC):
         """
         kept = [i for i in ids if not (skip_special and i in self.control_ids)]
         text = b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
-        return text[1:] if self._adds_space and text.startswith(" ") else text
+        return text[1:] if self.adds_space and text.startswith(" ") else text
 
     def token_text(self, token_id: int) -> str:
         """The text of one token; what is not UTF-8 by itself becomes U+FFFD."""

@@ -1,0 +1,107 @@
+"""The search for the smallest model that stays close enough to its source: sizes upwards, cheap methods first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, size
+from cpuinfer.quantize.judge import Judge, Verdict
+from cpuinfer.quantize.recipe import Method, Recipe
+from cpuinfer.weight import Weight
+
+METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
+THOROUGH: tuple[Method, ...] = (*METHODS, "autoround")
+HOPELESS = 8.0
+"""Times the goal: from so large a loss on no method has brought a size back, and the next size's turn comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One recipe, carried out and judged."""
+
+    recipe: Recipe
+    made: Made
+    verdict: Verdict
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """All that the graph reads, by our name."""
+        return self.made[0].weights
+
+    @property
+    def bits(self) -> float:
+        """A weight, over all matrices."""
+        return bits(self.weights)
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights."""
+        return size(self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What was tried, in order, and what is kept of it."""
+
+    tried: tuple[Candidate, ...]
+    kept: Candidate | None
+    """None: nothing met the goal."""
+
+
+def search(
+    model: Model,
+    labels: Sequence[str],
+    recipe: Callable[[str, Method], Recipe],
+    judge: Judge,
+    target: Path,
+    *,
+    goal: float | None,
+    methods: Sequence[Method] = METHODS,
+    progress: Progress = lambda _what, _share: None,
+    found: Callable[[Candidate], None] = lambda _candidate: None,
+) -> Search:
+    """Try `methods` on each of `labels`, from the smallest model on.
+
+    goal: the largest loss accepted (see ``Verdict.loss``): the first candidate within it is kept, which is the smallest
+    there is among those tried; a size whose first method loses more than HOPELESS times the goal is left at that.
+    None: everything is tried, and the least divergence is kept.
+    """
+    tried: list[Candidate] = []
+    for label in by_size(model, labels, recipe, methods[0]):
+        for method in methods:
+            wanted = recipe(label, method)
+            made = quantise(model, wanted, target, progress)
+            progress(f"{label} {method}: judged", 1.0)
+            candidate = Candidate(wanted, made, judge.verdict(made[0].weights))
+            tried.append(candidate)
+            found(candidate)
+            if goal is not None and candidate.verdict.loss <= goal:
+                return Search(tuple(tried), candidate)
+            if goal is not None and candidate.verdict.loss > HOPELESS * goal:
+                break
+    if goal is not None:
+        return Search(tuple(tried), None)
+    return Search(tuple(tried), min(tried, key=lambda each: each.verdict.divergence.divergence.value))
+
+
+def by_size(
+    model: Model, labels: Sequence[str], recipe: Callable[[str, Method], Recipe], method: Method
+) -> Sequence[str]:
+    """Labels in the order of what a model of each takes; of equals, the one named first."""
+    from cpuinfer.quantize.recipe import FLOATS
+    from cpuinfer.quantize.scheme import find
+
+    def total(label: str) -> float:
+        chosen = recipe(label, method).encodings
+        weights = model.blueprint.source.weights
+        width = {"F32": 32, "F16": 16, "BF16": 16}
+        return sum(
+            weights[name].shape[0]
+            * weights[name].shape[1]
+            * (width[encoding] if encoding in FLOATS else find(encoding).bits_per_weight)
+            for name, encoding in chosen.items()
+        )
+
+    return sorted(labels, key=total)

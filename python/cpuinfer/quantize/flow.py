@@ -1,0 +1,98 @@
+"""From a model and a recipe to quantised weights: with calibration text layer by layer, without it as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cpuinfer.errors import InvalidRequest
+from cpuinfer.loader import Blueprint
+from cpuinfer.quantize.calibrated import Calibrated, Outcome
+from cpuinfer.quantize.calibration import Text, windows
+from cpuinfer.quantize.recipe import FLOATS, Recipe
+from cpuinfer.quantize.result import plain
+from cpuinfer.quantize.work import Work
+from cpuinfer.weight import Weight
+
+Progress = Callable[[str, float], None]
+"""Takes what is being done and the share that is done."""
+WINDOWS, LENGTH = 128, 512
+"""Stretches of calibration text, and tokens of each."""
+Made = tuple[Outcome, Work | None]
+"""The weights of a recipe, and where those that took long are kept until the target is whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is quantised, and what it is measured on."""
+
+    blueprint: Blueprint
+    text: Text
+    count: int = WINDOWS
+    length: int = LENGTH
+    threads: int = 1
+    _texts: list[list[list[int]]] = field(default_factory=list)
+
+    def texts(self) -> Sequence[Sequence[int]]:
+        """The stretches to calibrate on.  Raises InvalidRequest for a text shorter than one of them."""
+        if not self._texts:
+            tokenizer = self.blueprint.source.tokenizer()
+            length = min(self.length, self.blueprint.config.context)
+            begins = tokenizer.encode("a")[:1] == [tokenizer.bos_id]
+
+            def encode(text: str) -> list[int]:
+                return tokenizer.encode(text, add_bos=False, parse_special=False)
+
+            found = windows(
+                encode,
+                self.text.calibration,
+                length=length,
+                count=self.count,
+                bos=tokenizer.bos_id if begins else None,
+                name=self.text.name,
+            )
+            self._texts.append(found)
+        return self._texts[0]
+
+
+def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> Made:
+    """The weights of a recipe."""
+    if not recipe.calibrated:
+        source = model.blueprint.source.weights
+        weights = {name: plain(source[name], recipe.encodings.get(name), recipe.method) for name in source}
+        return Outcome(weights, {}), None
+    work = Work(target, recipe.key())
+    run = Calibrated(
+        blueprint=model.blueprint,
+        recipe=recipe,
+        texts=model.texts(),
+        work=work,
+        threads=model.threads,
+        progress=progress,
+    )
+    return run.run(), work
+
+
+def bits(weights: Mapping[str, Weight]) -> float:
+    """Bits a weight over all matrices, as files have them."""
+    matrices = [weight for weight in weights.values() if len(weight.shape) == 2]
+    count = sum(weight.shape[0] * weight.shape[1] for weight in matrices)
+    if not count:
+        raise InvalidRequest("the model has no matrices")
+    return 8 * sum(weight.file_bytes for weight in matrices) / count
+
+
+def size(weights: Mapping[str, Weight]) -> int:
+    """Bytes of all weights, as files have them."""
+    return sum(weight.file_bytes for weight in weights.values())
+
+
+def is_quantised(blueprint: Blueprint) -> str | None:
+    """The encoding of most of the source's weights, where that is not floating point."""
+    kinds: dict[str, int] = {}
+    for weight in blueprint.source.weights.values():
+        if len(weight.shape) == 2:
+            kinds[weight.encoding] = kinds.get(weight.encoding, 0) + weight.shape[0] * weight.shape[1]
+    most = max(kinds, key=lambda kind: kinds[kind])
+    return None if most in FLOATS else most

@@ -1,0 +1,150 @@
+"""One layer quantised: what its matrices read is measured, then each is rounded by the method asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cpuinfer.errors import CpuInferError
+from cpuinfer.graph import Graph
+from cpuinfer.quantize.folding import Folding, fold
+from cpuinfer.quantize.forward import Floats, State, Table, run_stage
+from cpuinfer.quantize.quantised import Quantised
+from cpuinfer.quantize.recipe import Recipe
+from cpuinfer.quantize.scheme import Scheme
+from cpuinfer.quantize.stages import Stage
+from cpuinfer.quantize.statistics import Statistics
+
+SAMPLE = 512
+"""Inputs of each matrix kept as they are, for methods that try things out."""
+HEAD_TEXTS = 8
+"""Texts the head is run on: only what it reads is wanted, and what it makes is large."""
+
+
+@dataclass(slots=True)
+class Layer:
+    """A stage being quantised: its weights in fp32, and what comes of them."""
+
+    graph: Graph
+    stage: Stage
+    recipe: Recipe
+    schemes: Mapping[str, Scheme]
+    """By name, of the matrices to be rounded."""
+    values: dict[str, Floats | Table]
+    """What a matrix is taken to be from here on: once it is rounded, what the rounded one is."""
+    results: dict[str, Quantised] = field(default_factory=dict)
+    changed: dict[str, Floats] = field(default_factory=dict)
+    """Tensors that stay floats, and took in what a matrix gave away."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Of each matrix: the squared error weighted by what its inputs are, relative to the weighted square."""
+
+    @property
+    def rounded(self) -> list[str]:
+        """The matrices to be rounded, in the order they are read."""
+        return [name for names in self.stage.shared_inputs() for name in names if name in self.schemes]
+
+    def matrix(self, name: str) -> Floats:
+        """A matrix in memory."""
+        values = self.values[name]
+        return values[np.arange(len(values))] if isinstance(values, Table) else values
+
+    def measure(self, states: Sequence[State], texts: Sequence[Sequence[int]]) -> dict[str, Statistics]:
+        """What the matrices read, by name; those that share an input share the statistics."""
+        shared: dict[str, Statistics] = {}
+        gptq, awq = self.recipe.method == "gptq", self.recipe.method == "awq"
+        for names in self.stage.shared_inputs():
+            wanted = [name for name in names if name in self.schemes]
+            if wanted:
+                k = self.matrix(wanted[0]).shape[1]
+                hessian, capacity = gptq and self.stage.is_layer, SAMPLE if awq else 0
+                one = Statistics.empty(k, hessian=hessian, capacity=capacity, seed=self.recipe.seed)
+                shared |= dict.fromkeys(wanted, one)
+        first = {id(one): name for name, one in reversed(shared.items())}
+
+        def observe(name: str, x: Floats) -> None:
+            one = shared.get(name)
+            if one is not None and first[id(one)] == name and len(x):
+                one.add(x.reshape(-1, one.k))
+
+        most = len(texts) if self.stage.is_layer else HEAD_TEXTS
+        run_stage(self.graph, self.stage, self.values, states[:most], texts[:most], observe=observe)
+        return shared
+
+    def round(self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding], states: Sequence[State]) -> None:
+        """All matrices, by the recipe's method; those of a head by importance."""
+        if self.recipe.method == "autoround" and self.stage.is_layer:
+            self._learn(statistics, states)
+            return
+        scaled: dict[str, Floats] = {}
+        if self.recipe.method == "awq" and self.stage.is_layer:
+            for folding in foldings:
+                if set(folding.weights) <= self.schemes.keys() and folding.source in self.values:
+                    scaled |= self._fold(folding, statistics)
+        for name in self.rounded:
+            before = self.matrix(name)
+            result = self._round(name, statistics[name], scaled.get(name))
+            self.take(name, result, before, statistics[name])
+
+    def take(self, name: str, result: Quantised, before: Floats, statistics: Statistics) -> None:
+        """A matrix is rounded."""
+        after = result.values(self.schemes[name])
+        counted = statistics.mean_square
+        total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
+        lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
+        self.errors[name] = lost / total if total else 0.0
+        self.results[name], self.values[name] = result, after
+
+    def _learn(self, statistics: Mapping[str, Statistics], states: Sequence[State]) -> None:
+        from cpuinfer.quantize.auto_round import Options, auto_round
+        from cpuinfer.quantize.block import blocks
+
+        block = next(block for block in blocks(self.graph) if block.name == self.stage.name)
+        before = {name: self.matrix(name) for name in self.stage.weights()}
+        learned = auto_round(
+            block,
+            before,
+            np.stack([state[block.input] for state in states]),
+            {name: self.schemes[name] for name in self.rounded},
+            importance={name: statistics[name].mean_square for name in self.rounded},
+            options=Options(iterations=self.recipe.iterations, search=True, seed=self.recipe.seed),
+        )
+        for name, result in learned.weights.items():
+            self.take(name, result, before[name], statistics[name])
+
+    def _fold(self, folding: Folding, statistics: Mapping[str, Statistics]) -> dict[str, Floats]:
+        from cpuinfer.quantize.awq import search_scales
+
+        names = folding.weights
+        found = search_scales(
+            [self.matrix(name) for name in names],
+            statistics[names[0]],
+            [self.schemes[name] for name in names],
+            tied=folding.tying(),
+        )
+        if found.exponent == 0 and (found.scale == 1).all():
+            return {}
+        for name, values in fold(folding, found.scale, self._float).items():
+            self.values[name] = values.astype(np.float32, copy=False)
+            if name not in self.schemes:
+                self.changed[name] = self.values[name]  # type: ignore[assignment]
+        return dict.fromkeys(names, found.scale)
+
+    def _float(self, name: str) -> npt.NDArray[np.floating]:
+        return self.matrix(name)
+
+    def _round(self, name: str, statistics: Statistics, scale: Floats | None) -> Quantised:
+        w, scheme = self.matrix(name), self.schemes[name]
+        try:
+            if self.recipe.method == "gptq" and self.stage.is_layer:
+                from cpuinfer.quantize.gptq import gptq
+
+                order = self.recipe.order
+                return gptq(w, statistics, scheme, damping=self.recipe.damping, order=order)  # type: ignore[arg-type]
+            importance = statistics.mean_square if scale is None else statistics.mean_square / scale**2
+            fit = scheme.fit(w, importance)
+            return Quantised(scheme.codes(w, fit), fit)
+        except CpuInferError as error:
+            raise type(error)(f"{name}: {error}") from None
