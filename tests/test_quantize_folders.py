@@ -14,13 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import published_files as files
-from architectures import native_logits
-from cpuinfer import loader
 from cpuinfer.errors import OutputError, UnsupportedFormat, UnsupportedModel
 from cpuinfer.formats.canonical import FloatRows, IntegerRows
 from cpuinfer.quantize import compressed_output, gptq_output, own_output, safetensors_file
 from cpuinfer.weight import Weight
-from kept_halves import assert_native
 from quantised_models import assert_holds, assert_runs, folder_of, is_float_folder, meant, opened, round_weight, rounded
 
 ARCHITECTURES = ["llama", "phi3", "gpt_neox", "awkward"]
@@ -170,87 +167,6 @@ def parts(weight: Weight) -> tuple[Any, Any, Any, Any]:
         codes[:, order[i]], index[order[i]] = rows.codes[:, i], i // rows.group
     zeros = np.full(rows.scale.shape, rows.zero, np.uint8) if rows.zeros is None else rows.zeros
     return codes, rows.scale, zeros, index
-
-
-OWN = [
-    *(f"int{bits}:g{group}:{kind}" for bits in (2, 3, 5, 6, 7) for group in (32, -1) for kind in ("sym", "asym")),
-    *("nf4:g32", "nf4:g-1", "fp4:g32", "af4:g32", "iq4_nl:g32", "dynamic4:g32"),
-    *("Q4_0", "Q5_1", "Q8_0"),
-]
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_our_own_layout_holds_every_scheme(name: str, tmp_path: Path) -> None:
-    source = opened(folder_of(tmp_path / "in", "awkward"))
-    weights = rounded(source, name)
-    own_output.write_folder(tmp_path / "out", source, weights)
-    assert_holds(tmp_path / "out", source, weights)
-
-
-@pytest.mark.parametrize("name", ["int3:g32:asym", "int6:g-1:sym", "nf4:g32", "Q5_1"])
-def test_what_our_own_layout_holds_runs(name: str, tmp_path: Path) -> None:
-    source = opened(folder_of(tmp_path / "in", "awkward"))
-    weights = rounded(source, name)
-    own_output.write_folder(tmp_path / "out", source, weights)
-    assert_runs(tmp_path / "out", source, weights)
-
-
-@pytest.mark.parametrize("architecture", ["awkward", "gpt_neox"])
-@pytest.mark.parametrize("name", ["int4:g32:sym", "nf4:g32"])
-def test_scales_of_two_levels_come_back(name: str, architecture: str, tmp_path: Path) -> None:
-    source = opened(folder_of(tmp_path / "in", architecture))
-    weights = rounded(source, name, two_level=True)
-    own_output.write_folder(tmp_path / "out", source, weights, two_level=True)
-    assert_holds(tmp_path / "out", source, weights)
-    stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert any(part.endswith(".scale_ends") for part in stored)
-    assert not any(part.endswith(".scale") for part in stored)
-
-
-def test_scales_that_two_levels_do_not_give_are_refused(tmp_path: Path) -> None:
-    source = opened(folder_of(tmp_path / "in", "awkward"))
-    with pytest.raises(UnsupportedFormat, match=r"_proj: scales that two levels do not give"):
-        own_output.write_folder(tmp_path / "out", source, rounded(source, "int4:g32:sym"), two_level=True)
-
-
-@pytest.mark.parametrize("columns", [1, 8, 256, 257, 700])
-def test_two_levels_round_once(columns: int) -> None:
-    random = np.random.default_rng(columns)
-    scale = (random.normal(0, 1, (50, columns)) * 2.0 ** random.integers(-24, 15, (50, 1))).astype(np.float16)
-    scale[0], scale[1, : columns // 2] = 0, 0
-    codes, ends, meant = own_output.two_levels(scale)
-    again, same_ends, twice = own_output.two_levels(meant)
-    np.testing.assert_array_equal(twice, meant)
-    np.testing.assert_array_equal(same_ends, ends)
-    # Nearest of 256 equal steps: off by half a step, two fp32 roundings and half a unit of fp16.
-    high = np.maximum.reduceat(np.abs(scale.astype(float)), np.arange(0, columns, 256), axis=1)
-    bound = high * (1 / 255 + 2.0**-11) + 2.0**-25
-    assert (np.abs(meant.astype(float) - scale.astype(float)) <= bound[:, np.arange(columns) // 256]).all()
-    assert codes.shape == again.shape == scale.shape
-
-
-@pytest.mark.parametrize("order", [False, True])
-@pytest.mark.parametrize("architecture", ["awkward", "gpt_neox"])
-def test_outlier_columns_take_the_place_of_codes(architecture: str, order: bool, tmp_path: Path) -> None:
-    source = opened(folder_of(tmp_path / "in", architecture))
-    weights = rounded(source, "int3:g32:asym", order=order)
-    kept, expected = {}, dict(weights)
-    for name, weight in weights.items():
-        columns = np.array([30, 2, 7], np.int32)
-        values = source.weights[name].floats()[:, columns].astype(np.float16)
-        kept[name] = own_output.Outliers(columns, values)
-        whole = meant(weight)
-        whole[:, columns] = values
-        expected[name] = replace(
-            weight,
-            input_order=None,
-            rows=lambda begin, end, whole=whole: FloatRows(whole[begin:end].astype(np.float32), "f32"),
-        )
-    own_output.write_folder(tmp_path / "out", source, weights, outliers=kept)
-    found = assert_holds(tmp_path / "out", source, expected)
-    assert {found.weights[name].layout for name in weights} == {"f32"}
-    blueprint, tokens = loader.open_model(tmp_path / "out"), [5, 36, 1, 7]
-    assert_native(native_logits(blueprint, tokens), blueprint.graph, blueprint.weight, tokens)
 
 
 def test_layers_may_differ_where_the_format_can_say_so(tmp_path: Path) -> None:

@@ -126,10 +126,13 @@ def _shifted(name: str, weight: Weight, offset: object) -> Weight:
     if not isinstance(offset, float) or not offset or len(weight.shape) != 1 or not name.endswith("norm"):
         return weight
 
-    def rows(begin: int, end: int) -> FloatRows:
-        return FloatRows(weight.rows(begin, end).to_float(np.float32) + np.float32(offset), "f32")
+    def floats() -> npt.NDArray[np.float64]:
+        return weight.floats() + offset
 
-    return replace(weight, encoding="F32", layout="f32", rows=rows, floats=lambda: weight.floats() + offset)
+    def rows(_begin: int, _end: int) -> FloatRows:
+        return FloatRows(floats().astype(np.float32)[None], "f32")
+
+    return replace(weight, encoding="F32", layout="f32", rows=rows, floats=floats)
 
 
 def _table(name: str, values: npt.NDArray[np.float32]) -> _Planned:
