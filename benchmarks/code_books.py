@@ -55,9 +55,10 @@ def fixed(kind: str, bits: int) -> Floats:
 
 
 def _float(exponent_bits: int, bits: int) -> npt.NDArray[np.float64]:
-    """Equation 5, scaled to 1: 2**-(e - 1 - bias) (1 + fraction), of e = 0 2**-bias fraction; bias 2**(exponent_bits - 1).
+    """Equation 5, scaled to 1: 2**-(e - 1 - bias) (1 + fraction), where e = 0 2**-bias fraction.
 
-    So the exponents count downwards, and what is below the least of them is not where IEEE 754 has it.
+    The bias is 2**(exponent_bits - 1).  So the exponents count downwards, and what is below the least of them is not
+    where IEEE 754 has it.
     """
     fraction_bits = bits - 1 - exponent_bits
     fractions = np.arange(2**fraction_bits) / 2**fraction_bits
@@ -68,9 +69,10 @@ def _float(exponent_bits: int, bits: int) -> npt.NDArray[np.float64]:
 
 
 def _dynamic(bits: int) -> npt.NDArray[np.float64]:
-    """A run of zeros is the decimal exponent, then a one, then a linear fraction: middles of 2**n equal parts of 0.1 to 1.
+    """A run of zeros is the decimal exponent, then a one, then a linear fraction.
 
-    As in bitsandbytes, which has 0 and 1 besides.
+    Which of n bits means the middle of one of 2**n equal parts of 0.1 to 1.
+    0 and 1 are there besides, as in bitsandbytes.
     """
     magnitudes: list[float] = []
     for fraction_bits in range(bits - 1):
@@ -98,7 +100,7 @@ def _quantile(values: npt.NDArray[np.float64], bits: int) -> Floats:
 
 
 def _k_means(values: npt.NDArray[np.float64], size: npt.NDArray[np.float64], bits: int) -> Floats:
-    """Lloyd's steps from quantiles on; the squared error is that of the weights, so each counts as its block's size squared."""
+    """Lloyd's steps from quantiles on.  The error is that of the weights: each counts as its block's size squared."""
     order = np.argsort(values)
     values, weight = values[order], (size[order] / max(size.max(), np.finfo(np.float32).tiny)) ** 2
     total = np.concatenate([[0.0], np.cumsum(weight)])

@@ -22,7 +22,7 @@ PLAIN = Variant(16, "none", WHOLE)
 """The model as it is."""
 STUDIED_BLOCK = 64
 NEGLIGIBLE = 0.01
-"""Nats a token: what two ways of rounding to 6 bits and more may differ by and still count as alike (1 % of perplexity)."""
+"""Nats a token, 1 % of perplexity: what differs by less counts as alike."""
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 
@@ -163,7 +163,7 @@ def _blocks(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
 
 
 def _types(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
-    """Finding 3: of 4 bits quantile is at least float, which beats int, which is about dynamic; 6 to 8 bits are alike."""
+    """Finding 3: of 4 bits quantile is at least float, float beats int, int is about dynamic; from 6 bits on alike."""
     for bits, better, worse in (
         *((4, "quantile", "float"), (4, "float", "int"), (4, "quantile", "int"), (4, "float", "dynamic")),
         *((4, "nf4", "float"), (4, "nf4", "int"), (4, "af4", "nf4"), (4, "k-means", "nf4")),

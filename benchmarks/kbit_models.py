@@ -1,4 +1,4 @@
-"""The scaling study's models: their matrices as arrays, written again with others in their place, and what they predict.
+"""The scaling study's models: their matrices, written again with others in their place, and what they predict.
 
 A model is a Hugging Face folder of tests/train_tiny.py or a GGUF file.  The matrices of the layers are rounded;
 embeddings, the head, norms and biases stay, and are counted as 16 bits a number.
@@ -141,8 +141,10 @@ def writer(model: Model, name: str) -> Floats | None:
             return of(i - 1, "mlp.dense_4h_to_h")
         case "attention.dense":  # queries, keys and values head by head
             fused = of(i, "attention.query_key_value")
-            return None if fused is None else fused.reshape(model.heads, 3, -1, fused.shape[1])[:, 2].reshape(
-                -1, fused.shape[1]
+            return (
+                None
+                if fused is None
+                else fused.reshape(model.heads, 3, -1, fused.shape[1])[:, 2].reshape(-1, fused.shape[1])
             )
         case "mlp.dense_4h_to_h":
             return of(i, "mlp.dense_h_to_4h")
@@ -171,9 +173,9 @@ def windows(path: Path, text: Path, *, count: int, length: int) -> list[list[int
     from cpuinfer import loader
 
     tokenizer = loader.open_model(path, quantize="none" if path.is_dir() else None).source.tokenizer()
-    tokens = tokenizer.encode(text.read_text(encoding="utf-8"), parse_special=False)
-    start = tokens[:1] if tokenizer.encode("a")[:1] == tokenizer.encode("b")[:1] else []
-    body = tokens[len(start) :]
+    body = tokenizer.encode(text.read_text(encoding="utf-8"), add_bos=False, parse_special=False)
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_bos=False)
+    start = whole[: len(whole) - len(bare)]
     step = max(1, (len(body) - length) // count)
     return [start + body[i * step : i * step + length - len(start)] for i in range(count)]
 
@@ -181,11 +183,13 @@ def windows(path: Path, text: Path, *, count: int, length: int) -> list[list[int
 def predict(path: Path, texts: list[list[int]], *, threads: int | None) -> Predicted:
     """By the native engine, fp32 weights and activations."""
     quantize = "none" if path.is_dir() else None
-    with LLM(path, threads=threads, quantize=quantize, context=len(texts[0]), deterministic=True, prefix_cache=0) as llm:
+    with LLM(
+        path, threads=threads, quantize=quantize, context=len(texts[0]), deterministic=True, prefix_cache=0
+    ) as llm:
         rows = np.stack([llm.logits(text)[:-1] for text in texts])
-    for each in rows:
-        each -= each.max(axis=-1, keepdims=True)
-        each -= np.log(np.exp(each).sum(axis=-1, keepdims=True))
+    for i in range(len(rows)):  # one at a time: a vocabulary may be large
+        rows[i] -= rows[i].max(axis=-1, keepdims=True)
+        rows[i] -= np.log(np.exp(rows[i]).sum(axis=-1, keepdims=True))
     targets = np.array(texts)[:, 1:, None]
     losses = -np.take_along_axis(rows, targets, axis=2)[:, :, 0].mean(axis=1, dtype=np.float64)
     return Predicted(rows, losses)

@@ -30,7 +30,8 @@ from kbit_findings import PLAIN, Record
 
 BITS = (3, 4, 5, 6, 8)
 KINDS = (*code_books.FIXED, *code_books.FITTED)
-BLOCKS = (32, 64, 128, 256, 1024, WHOLE)
+BLOCKS = (64, 1024, 128, 256, 32, WHOLE)
+"""In the order in which they are measured: a study that is cut short can say something."""
 QUICK_KINDS, QUICK_BLOCKS = ("int", "float", "quantile", "nf4"), (64, 1024)
 OUTLIERS = 0.02
 FLOAT_BITS = 16
@@ -42,7 +43,7 @@ def grid(*, quick: bool) -> list[Variant]:
     kinds, blocks = (QUICK_KINDS, QUICK_BLOCKS) if quick else (KINDS, BLOCKS)
     plain = [Variant(b, k, block) for block in blocks for b in BITS for k in kinds if code_books.applies(k, b)]
     kept = [Variant(b, k, block, OUTLIERS) for b in (3, 4) for k in ("int", "float") for block in (64, 1024)]
-    return [PLAIN, *plain, *kept]
+    return sorted([PLAIN, *plain, *kept], key=lambda variant: variant != PLAIN and blocks.index(variant.block))
 
 
 def trained(folder: Path) -> list[Path]:
@@ -83,29 +84,33 @@ class Study:
             return
         model = kbit_models.read(path)
         texts = kbit_models.windows(path, self._text, count=self._count, length=self._length)
-        exact = self._predict(model, PLAIN)[0](texts)
+        exact, _ = self._measure(model, PLAIN, texts)
         for number, variant in enumerate(missing):
-            predict, bits = self._predict(model, variant)
-            found = exact if variant == PLAIN else predict(texts)
-            other_bits = FLOAT_BITS * model.others
+            found, bits = self._measure(model, variant, texts)
             losses, divergences = tuple(found.losses.tolist()), tuple(exact.divergence(found).tolist())
             record = Record(
-                *(model.name, model.family, variant, bits, other_bits, model.layer_weights, losses, divergences)
+                model=model.name,
+                family=model.family,
+                variant=variant,
+                layer_bits=bits,
+                other_bits=FLOAT_BITS * model.others,
+                layer_weights=model.layer_weights,
+                losses=losses,
+                divergences=divergences,
             )
             self.records.append(record)
             with self._file.open("a") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
             print(f"{model.name} {number + 1}/{len(missing)} {variant.name}: {np.exp(record.loss):.3f}", flush=True)
 
-    def _predict(self, model: kbit_models.Model, variant: Variant):  # type: ignore[no-untyped-def]
+    def _measure(
+        self, model: kbit_models.Model, variant: Variant, texts: list[list[int]]
+    ) -> tuple[kbit_models.Predicted, float]:
+        """What it predicts, and the bits of its layers."""
         matrices, bits = rounded(model, variant)
-
-        def predict(texts: list[list[int]]) -> kbit_models.Predicted:
-            with tempfile.TemporaryDirectory() as folder:
-                path = kbit_models.write(model, matrices, Path(folder))
-                return kbit_models.predict(path, texts, threads=self._threads)
-
-        return predict, bits
+        with tempfile.TemporaryDirectory() as folder:
+            path = kbit_models.write(model, matrices, Path(folder))
+            return kbit_models.predict(path, texts, threads=self._threads), bits
 
 
 def _parsed(line: str) -> Record:

@@ -57,7 +57,7 @@ def collect(folder: Path, report: Report, *, most: int | None = None) -> Corpus:
         (missing if not documents else []).append(package)
     sources = ", ".join(name for name in PACKAGES if name not in missing) if most is None else ""
     if missing or most is not None:
-        found += _docstrings()
+        found += _docstrings(most)
         found += _plain_text(Path("/usr/share/doc")) if most is None else []
         sources += f"{', ' if sources else ''}standard library" + (" and /usr/share/doc" if most is None else "")
     documents = list(_without_repeats(found))
@@ -68,11 +68,12 @@ def collect(folder: Path, report: Report, *, most: int | None = None) -> Corpus:
 def split(documents: list[str], sources: str, most: int | None = None) -> Corpus:
     """Whole documents to each part."""
     shrink = min(1.0, (most or sum(map(len, documents))) / 6 / sum(SHARES.values()))
+    largest = LARGEST_HELD_OUT * shrink
     parts: dict[str, list[str]] = {name: [] for name in ("train", *SHARES)}
     room = {name: size * shrink for name, size in SHARES.items()}
     left = most or sum(map(len, documents))
     for document in documents:
-        name = next((name for name in SHARES if room[name] > 0 and len(document) <= LARGEST_HELD_OUT), "train")
+        name = next((name for name in SHARES if room[name] > 0 and len(document) <= largest), "train")
         if name == "train" and left <= 0:
             continue
         parts[name].append(document)
@@ -111,10 +112,12 @@ def _unpack(package: str, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _docstrings() -> list[str]:
-    """Of the standard library: a document for each module."""
-    documents = []
+def _docstrings(most: int | None) -> list[str]:
+    """Of the standard library: a document for each module; about twice as many characters as are asked for."""
+    documents: list[str] = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if most is not None and sum(map(len, documents)) > 2 * most:
+            break
         if {"site-packages", "dist-packages", "test", "tests"} & set(path.parts):
             continue
         try:
