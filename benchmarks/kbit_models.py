@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,16 +78,16 @@ def write(model: Model, matrices: Mapping[str, Floats], folder: Path) -> Path:
     return folder
 
 
-def _gguf_tensors(path: Path) -> list[object]:
+def _gguf_tensors(path: Path) -> list[Any]:
     import gguf
 
     return list(gguf.GGUFReader(path).tensors)
 
 
-def _values(tensor: object) -> Floats:
+def _values(tensor: Any) -> Floats:
     import gguf
 
-    return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)  # type: ignore[attr-defined]
+    return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
 
 
 def _write_gguf(source: Path, matrices: Mapping[str, Floats], target: Path) -> Path:

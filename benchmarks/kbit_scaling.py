@@ -32,7 +32,7 @@ BITS = (3, 4, 5, 6, 8)
 KINDS = (*code_books.FIXED, *code_books.FITTED)
 BLOCKS = (64, 1024, 128, 256, 32, WHOLE)
 """In the order in which they are measured: a study that is cut short can say something."""
-QUICK_KINDS, QUICK_BLOCKS = ("int", "float", "quantile", "nf4"), (64, 1024)
+QUICK_BITS, QUICK_KINDS, QUICK_BLOCKS = (3, 4, 5, 8), ("int", "float", "quantile", "nf4"), (64, 1024)
 OUTLIERS = 0.02
 FLOAT_BITS = 16
 """Of a number that is not rounded."""
@@ -40,8 +40,8 @@ FLOAT_BITS = 16
 
 def grid(*, quick: bool) -> list[Variant]:
     """All variants, the model as it is first."""
-    kinds, blocks = (QUICK_KINDS, QUICK_BLOCKS) if quick else (KINDS, BLOCKS)
-    plain = [Variant(b, k, block) for block in blocks for b in BITS for k in kinds if code_books.applies(k, b)]
+    widths, kinds, blocks = (QUICK_BITS, QUICK_KINDS, QUICK_BLOCKS) if quick else (BITS, KINDS, BLOCKS)
+    plain = [Variant(b, k, block) for block in blocks for b in widths for k in kinds if code_books.applies(k, b)]
     kept = [Variant(b, k, block, OUTLIERS) for b in (3, 4) for k in ("int", "float") for block in (64, 1024)]
     return sorted([PLAIN, *plain, *kept], key=lambda variant: variant != PLAIN and blocks.index(variant.block))
 
@@ -80,6 +80,8 @@ class Study:
         """One model; its predictions as it is are made first, if anything is missing."""
         done = {record.variant for record in self.records if record.model == path.stem}
         missing = [variant for variant in variants if variant not in done]
+        if not path.is_dir():  # names there do not say which matrix writes what another reads
+            missing = [variant for variant in missing if not variant.outliers]
         if not missing:
             return
         model = kbit_models.read(path)

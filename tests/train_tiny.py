@@ -142,7 +142,7 @@ def build(size: Size) -> Any:
     """The model of transformers, fp32, new."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": size.hidden,
         "num_hidden_layers": size.layers,
@@ -154,7 +154,7 @@ def build(size: Size) -> Any:
         "eos_token_id": 0,
     }
     if size.architecture == "gpt_neox":
-        return GPTNeoXForCausalLM(GPTNeoXConfig(**common, rotary_pct=0.25))
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**common))
     return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=size.heads, tie_word_embeddings=True))
 
 

@@ -67,11 +67,11 @@ def collect(folder: Path, report: Report, *, most: int | None = None) -> Corpus:
 
 def split(documents: list[str], sources: str, most: int | None = None) -> Corpus:
     """Whole documents to each part."""
-    shrink = min(1.0, (most or sum(map(len, documents))) / 6 / sum(SHARES.values()))
-    largest = LARGEST_HELD_OUT * shrink
+    left = most or sum(map(len, documents))
+    shrink = min(1.0, left / 6 / sum(SHARES.values()))
+    largest = min(LARGEST_HELD_OUT, left // 20)
     parts: dict[str, list[str]] = {name: [] for name in ("train", *SHARES)}
     room = {name: size * shrink for name, size in SHARES.items()}
-    left = most or sum(map(len, documents))
     for document in documents:
         name = next((name for name in SHARES if room[name] > 0 and len(document) <= largest), "train")
         if name == "train" and left <= 0:
