@@ -105,7 +105,8 @@ def _k_means(values: npt.NDArray[np.float64], size: npt.NDArray[np.float64], bit
     values, weight = values[order], (size[order] / max(size.max(), np.finfo(np.float32).tiny)) ** 2
     total = np.concatenate([[0.0], np.cumsum(weight)])
     moment = np.concatenate([[0.0], np.cumsum(weight * values)])
-    levels = np.quantile(values, (np.arange(2**bits) + 0.5) / 2**bits)
+    shares = total[1:] / max(total[-1], np.finfo(np.float32).tiny)
+    levels = np.interp((np.arange(2**bits) + 0.5) / 2**bits, shares, values)
     for _ in range(LLOYD_STEPS):
         edges = np.concatenate([[0], np.searchsorted(values, (levels[1:] + levels[:-1]) / 2), [values.size]])
         mass = total[edges[1:]] - total[edges[:-1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -108,6 +109,14 @@ def test_k_means_has_less_error_than_any_table_that_knows_nothing_of_the_weights
         for kind in ("int", "float", "dynamic", "nf4", "af4", "quantile", "k-means")
     }
     assert min(error, key=lambda kind: error[kind]) == "k-means"
+
+
+def test_k_means_minds_the_errors_of_weights_in_large_blocks_more() -> None:
+    generator = np.random.default_rng(8)
+    unit = np.concatenate([generator.uniform(0.4, 0.6, 5000), generator.uniform(-0.6, -0.4, 5000)]).astype(np.float32)
+    size = np.repeat(np.float32([100, 1]), 5000)
+    levels = code_books.fitted("k-means", 4, unit, size)
+    assert (levels > 0).sum() > (levels < 0).sum()
 
 
 def test_inputs_kept_in_16_bits_are_those_of_the_most_varied_rows_before() -> None:
@@ -218,6 +227,8 @@ def test_blocks_types_and_outliers_are_judged_by_their_losses() -> None:
         "m: 8 bits, block 64: types differ by less than 0.01 nats": "does not hold",
     }
     assert list(verdicts(records, 4).values()) == ["holds", "holds", "holds"]
+    useful = replace(records[0], variant=Variant(4, "float", 64, 0.02), losses=(3.0,) * 32)
+    assert list(verdicts([*records, useful], 4).values()) == ["holds", "holds", "does not hold"]
 
 
 def test_a_study_measures_once_and_writes_its_report(tmp_path: Path) -> None:
@@ -240,6 +251,17 @@ def test_a_study_measures_once_and_writes_its_report(tmp_path: Path) -> None:
     report = kbit_report.write(tmp_path / "out", study.records, command="c", count=3, length=24, threads=1)
     assert "| tiny | llama |" in report.read_text()
     assert (tmp_path / "out" / "llama.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_divergence_is_the_mean_over_tokens_of_their_distributions_divergence() -> None:
+    raw = np.random.default_rng(9).normal(size=(2, 2, 3, 5))
+    logprobs = (raw - np.log(np.exp(raw).sum(axis=-1, keepdims=True))).astype(np.float32)
+    ours, theirs = (kbit_models.Predicted(each, np.zeros(2)) for each in logprobs)
+    expected = [
+        sum(np.exp(p) * (p - q) for p, q in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)) / 3
+        for a, b in zip(*logprobs, strict=True)
+    ]
+    assert ours.divergence(theirs) == pytest.approx(expected, abs=1e-6)
 
 
 def test_matrices_take_the_place_of_a_gguf_file_s(tiny_model: Path, tmp_path: Path) -> None:
