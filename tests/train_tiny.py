@@ -53,8 +53,8 @@ SIZES = (
     Size("neox-1m", "gpt_neox", 128, 2, 2, 512, 1000, 4e-3),
     Size("llama-4m", "llama", 256, 4, 4, 768, 800, 2.5e-3),
     Size("neox-4m", "gpt_neox", 256, 3, 4, 1024, 800, 2.5e-3),
-    Size("llama-12m", "llama", 512, 4, 8, 1024, 500, 1.5e-3),
-    Size("neox-12m", "gpt_neox", 512, 3, 8, 2048, 500, 1.5e-3),
+    Size("llama-12m", "llama", 512, 4, 8, 1024, 700, 1.5e-3),
+    Size("neox-12m", "gpt_neox", 512, 3, 8, 2048, 700, 1.5e-3),
 )
 """Smallest first.  Rows of weights are multiples of 256, but for 1m, so that all block types apply."""
 
