@@ -7,7 +7,7 @@ middle 95 % of means over windows drawn with replacement, the same draws everywh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,10 @@ class Record:
     @property
     def loss(self) -> float:
         return float(np.mean(self.losses))
+
+    def by(self, measure: str) -> Doubles:
+        """Windows of "loss" or of "KL"."""
+        return np.array(self.losses if measure == "loss" else self.divergences)
 
     @property
     def total_bits(self) -> float:
@@ -103,7 +107,9 @@ def find(records: Iterable[Record]) -> list[Claim]:
         families.setdefault(next(iter(found.values())).family, {})[model] = found
     claims = [claim for family, models in families.items() for claim in _fixed_bits(family, models)]
     for model, found in by_model.items():
-        claims += [*_blocks(model, found), *_types(model, found), *_stability(model, found)]
+        for measure in ("loss", "KL"):
+            parts = _blocks(found, measure), _types(found, measure), _stability(found, measure)
+            claims += [replace(claim, about=model) for part in parts for claim in part]
     return sorted(claims, key=lambda claim: claim.finding)
 
 
@@ -146,23 +152,25 @@ def _fixed_bits(family: str, models: Mapping[str, Mapping[Variant, Record]]) -> 
                 yield Claim(1, family, statement, f"{gain} nats less", gain.positive)
 
 
-def _blocks(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
+def _blocks(found: Mapping[Variant, Record], measure: str) -> Iterable[Claim]:
     """Finding 2: blocks of 64 for 1024 are worth almost as much as 5 bits for 4; 64 to 128 is best for the bits."""
     for kind in ("float", "int", "quantile"):
         large, small = found.get(Variant(4, kind, 1024)), found.get(Variant(4, kind, STUDIED_BLOCK))
         five = found.get(Variant(5, kind, 1024))
         if large is None or small is None or five is None:
             continue
-        series = [np.array(record.losses) for record in (large, small, five)]
+        series = [record.by(measure) for record in (large, small, five)]
         gain = estimate([series[0] - series[1]])
-        yield Claim(2, model, f"{kind}: blocks of 64 lose less than of 1024", f"{gain} nats less", gain.positive)
+        yield Claim(
+            2, "", f"{measure}, {kind}: blocks of 64 lose less than of 1024", f"{gain} nats less", gain.positive
+        )
         share = estimate(series, lambda a, b, c: (a - b) / np.maximum(a - c, 1e-9))
         verdict: Verdict = "holds" if share.low > 0.5 else "does not hold" if share.high < 0.5 else "undecided"
         measured = f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
-        yield Claim(2, model, f"{kind}: that is worth more than half of a fifth bit", measured, verdict)
+        yield Claim(2, "", f"{measure}, {kind}: that is worth more than half of a fifth bit", measured, verdict)
 
 
-def _types(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
+def _types(found: Mapping[Variant, Record], measure: str) -> Iterable[Claim]:
     """Finding 3: of 4 bits quantile is at least float, float beats int, int is about dynamic; from 6 bits on alike."""
     for bits, better, worse in (
         *((4, "quantile", "float"), (4, "float", "int"), (4, "quantile", "int"), (4, "float", "dynamic")),
@@ -172,23 +180,23 @@ def _types(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
         first, second = (found.get(Variant(bits, kind, STUDIED_BLOCK)) for kind in (better, worse))
         if first is None or second is None:
             continue
-        gain = estimate([np.array(second.losses) - np.array(first.losses)])
-        statement = f"{bits} bits, block 64: {better} loses less than {worse}"
-        yield Claim(3, model, statement, f"{gain} nats less", gain.positive)
+        gain = estimate([second.by(measure) - first.by(measure)])
+        statement = f"{measure}, {bits} bits, block 64: {better} loses less than {worse}"
+        yield Claim(3, "", statement, f"{gain} nats less", gain.positive)
     for bits in (6, 8):
         own = [r for v, r in found.items() if v.bits == bits and v.block == STUDIED_BLOCK and not v.outliers]
         if len(own) > 1:
-            ends = sorted(own, key=lambda record: record.loss)
-            gap = estimate([np.array(ends[-1].losses) - np.array(ends[0].losses)])
+            ends = sorted(own, key=lambda record: float(record.by(measure).mean()))
+            gap = estimate([ends[-1].by(measure) - ends[0].by(measure)])
             verdict: Verdict = (
                 "holds" if gap.high < NEGLIGIBLE else "does not hold" if gap.low > NEGLIGIBLE else "undecided"
             )
             kinds = f"{ends[0].variant.kind} to {ends[-1].variant.kind}"
-            statement = f"{bits} bits, block 64: types differ by less than {NEGLIGIBLE} nats"
-            yield Claim(3, model, statement, f"{gap} nats, {kinds}", verdict)
+            statement = f"{measure}, {bits} bits, block 64: types differ by less than {NEGLIGIBLE} nats"
+            yield Claim(3, "", statement, f"{gap} nats, {kinds}", verdict)
 
 
-def _stability(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
+def _stability(found: Mapping[Variant, Record], measure: str) -> Iterable[Claim]:
     """Finding 4: outliers in 16 bits mend 3 bits, which still are no match for 4 bits; 4 bits gain nothing."""
     for kind in ("float", "int"):
         for block in (STUDIED_BLOCK, 1024):
@@ -199,14 +207,14 @@ def _stability(model: str, found: Mapping[Variant, Record]) -> Iterable[Claim]:
             }
             if (three := kept[3]) is None or (four := kept[4]) is None or plain[3] is None or plain[4] is None:
                 continue
-            where = f"{kind}, {three.variant.name.split(', ')[1]}"
-            gain = estimate([np.array(plain[3].losses) - np.array(three.losses)])
-            yield Claim(4, model, f"{where}: 2 % in 16 bits make 3 bits lose less", f"{gain} nats less", gain.positive)
-            lead = estimate([np.array(three.losses) - np.array(plain[4].losses)])
-            yield Claim(4, model, f"{where}: plain 4 bits lose less still", f"{lead} nats less", lead.positive)
-            left = estimate([np.array(plain[4].losses) - np.array(four.losses)])
+            where = f"{measure}, {kind}, {three.variant.name.split(', ')[1]}"
+            gain = estimate([plain[3].by(measure) - three.by(measure)])
+            yield Claim(4, "", f"{where}: 2 % in 16 bits make 3 bits lose less", f"{gain} nats less", gain.positive)
+            lead = estimate([three.by(measure) - plain[4].by(measure)])
+            yield Claim(4, "", f"{where}: plain 4 bits lose less still", f"{lead} nats less", lead.positive)
+            left = estimate([plain[4].by(measure) - four.by(measure)])
             verdict: Verdict = (
                 "holds" if left.high < NEGLIGIBLE else "does not hold" if left.low > NEGLIGIBLE else "undecided"
             )
             statement = f"{where}: at 4 bits they gain less than {NEGLIGIBLE} nats"
-            yield Claim(4, model, statement, f"{left} nats less", verdict)
+            yield Claim(4, "", statement, f"{left} nats less", verdict)
