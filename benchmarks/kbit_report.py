@@ -45,12 +45,10 @@ bits that both have."""
 SHOWN_BLOCK, SHOWN_KIND, SHOWN_BITS = 64, "float", 4
 
 
-def write(
-    folder: Path, records: Sequence[Record], *, command: str, count: int, length: int, threads: int | None
-) -> Path:
+def write(folder: Path, records: Sequence[Record], *, command: str, length: int) -> Path:
     """`report.md` and its pictures; returns the report's path."""
     families = list(dict.fromkeys(record.family for record in records))
-    parts = [_heading(command, count, length, threads), EXPLANATION, _models(records)]
+    parts = [_heading(command, length), EXPLANATION, _models(records)]
     claims = kbit_findings.find(records)
     if claims:
         parts += ["## The paper's findings", INTERVALS, *_findings(claims)]
@@ -73,13 +71,13 @@ def by_model(records: Iterable[Record]) -> dict[str, dict[Variant, Record]]:
     return found
 
 
-def _heading(command: str, count: int, length: int, threads: int | None) -> str:
+def _heading(command: str, length: int) -> str:
     brand, _ = machine_limits.processor()
     day = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     return (
         f"# k-bit inference scaling on small models, {day}\n\n{brand}; Python {platform.python_version()}, NumPy "
-        f"{np.__version__}. Commit {peers.version()}. Threads: {threads or 'default'}; results do not depend on them. "
-        f"{count} windows of {length} tokens.\n\n    {command}"
+        f"{np.__version__}. Commit {peers.version()}. Windows of {length} tokens. The last command of those that made "
+        f"this:\n\n    {command}"
     )
 
 
@@ -88,9 +86,9 @@ def _models(records: Iterable[Record]) -> str:
     for name, variants in by_model(records).items():
         first = next(iter(variants.values()))
         exact = variants.get(PLAIN)
-        cells = [f"{first.layer_weights:,}", f"{first.other_bits / 16:,.0f}"]
+        cells = [f"{first.layer_weights:,}", f"{first.other_bits / 16:,.0f}", str(len(first.losses))]
         rows.append([name, first.family, *cells, f"{np.exp(exact.loss):.3f}" if exact else tables.UNKNOWN])
-    return tables.table(["model", "family", "weights rounded", "other numbers", "perplexity as it is"], rows)
+    return tables.table(["model", "family", "weights rounded", "other numbers", "windows", "perplexity as it is"], rows)
 
 
 def _findings(claims: Sequence[Claim]) -> Iterable[str]:

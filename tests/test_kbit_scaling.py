@@ -253,7 +253,10 @@ def test_a_study_measures_once_and_writes_its_report(tmp_path: Path) -> None:
     assert exact.divergences == (0.0, 0.0, 0.0)
     assert np.mean(three.divergences) > 10 * np.mean(eight.divergences) > 0
     assert kept.layer_bits > three.layer_bits > 3.25 * three.layer_weights - 1
-    report = kbit_report.write(tmp_path / "out", study.records, command="c", count=3, length=24, threads=1)
+    other = kbit_scaling.Study(tmp_path / "out", text, count=2, length=20, threads=1)
+    with pytest.raises(SystemExit, match="read other windows"):
+        other.run(folder, [*variants, Variant(4, "int", 64)])
+    report = kbit_report.write(tmp_path / "out", study.records, command="c", length=24)
     assert "| tiny | llama |" in report.read_text()
     assert (tmp_path / "out" / "llama.png").read_bytes().startswith(b"\x89PNG")
 
