@@ -89,9 +89,17 @@ void time_product(const KernelSet& set, const PackedMatrix& matrix, const char* 
   report(set.name, name, rows, bytes, static_cast<double>(w.n * w.k), timing, repeats);
 }
 
+// Steps that grow outwards, as those of NF4 do; which numbers they are takes no time.
+const std::vector<float> kCodeBook = {-1.0f, -0.7f, -0.53f, -0.39f, -0.28f, -0.18f, -0.09f, 0.0f,
+                                      0.08f, 0.16f, 0.25f,  0.34f,  0.44f,  0.56f,  0.72f,  1.0f};
+
 PackedMatrix make_matrix(Encoding encoding, int64_t n, int64_t k) {
   const bool integers = block_layout(encoding) == nullptr;
-  PackedMatrix matrix(encoding, n, k, {.zero = !integers ? 0 : encoding == Encoding::kInt4 ? 8 : 128});
+  PackOptions options;
+  if (encoding == Encoding::kInt4) options.zero = 8;
+  if (encoding == Encoding::kInt8) options.zero = 128;
+  if (encoding == Encoding::kTable4) options.table = kCodeBook;
+  PackedMatrix matrix(encoding, n, k, options);
   if (!integers) {  // all fp16 scales are 0x2c2c, which is no subnormal number
     const std::vector<uint8_t> blocks(static_cast<std::size_t>(kLanes * matrix.row_bytes()), 0x2c);
     for (int64_t row = 0; row < n; row += kLanes) {
@@ -164,8 +172,11 @@ struct Case {
   Encoding encoding;
   const char* name;
 };
-constexpr Case kCases[] = {
-    {Encoding::kInt4, "int4"}, {Encoding::kInt8, "int8"}, {Encoding::kQ4K, "Q4_K"}, {Encoding::kQ6K, "Q6_K"}};
+constexpr Case kCases[] = {{Encoding::kInt4, "int4"},
+                           {Encoding::kTable4, "table4"},
+                           {Encoding::kInt8, "int8"},
+                           {Encoding::kQ4K, "Q4_K"},
+                           {Encoding::kQ6K, "Q6_K"}};
 
 }  // namespace
 

@@ -47,6 +47,27 @@ def lines(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, fl
     figure.savefig(path, dpi=110)
 
 
+def scaling(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str) -> None:
+    """Panels of lines side by side, both axes logarithmic; what is empty is left out."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    filled = {title: series for title, series in panels.items() if series}
+    figure = Figure(figsize=(INCHES[0] * max(1, len(filled)), 1.2 * INCHES[1]), layout="constrained")
+    for axes, (title, series) in zip(
+        figure.subplots(1, max(1, len(filled)), squeeze=False)[0], filled.items(), strict=True
+    ):
+        for (name, points), marker in zip(series.items(), MARKERS * len(series), strict=False):
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=name, alpha=0.8)
+        axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
+        for axis, marks in ((axes.xaxis, (1, 2, 3, 4, 5, 6, 8)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
+            axis.set_major_locator(LogLocator(subs=marks))
+            axis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_minor_formatter(NullFormatter())
+        _finish(axes)
+    figure.savefig(path, dpi=110)
+
+
 def roofline(path: Path, limits: Limits, points: Sequence[Point]) -> None:
     """Both measured limits, and what runtimes reach under them."""
     from matplotlib.figure import Figure
