@@ -99,7 +99,7 @@ def _open_source(path: Path, context: int | None, quantize: str | None) -> Sourc
         if not huggingface.is_model_folder(path):
             raise UnsupportedModel("a folder without config.json and model.safetensors, or its index of shards")
         return huggingface.open_source(path, context=context, quantize=quantize)
-    if quantize is not None:
+    if quantize is not None and path.exists():
         raise UnsupportedFormat("a GGUF file is quantised as it is: leave out quantize (--quantize)")
     return gguf.open_source(path, context=context)
 
