@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,29 +78,33 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from cpuinfer import machine
-    from cpuinfer.quantize import calibration, flow
+    from cpuinfer.quantize import calibration, flow, work
+    from cpuinfer.quantize.recipe import DATA_FREE
 
     _check(args)
     args.threads = args.threads or machine.default_threads().threads
     blueprint = _open(args.source)
+    _check_places(args, blueprint.source.path)
     if (already := flow.is_quantised(blueprint)) is not None:
         remark(f"{blueprint.source.path.name}: its weights are {already} already: what that lost stays lost")
     text = calibration.read_text(args.calibration)
     model = flow.Model(blueprint=blueprint, text=text, count=args.windows, length=args.length, threads=args.threads)
+    if args.method not in DATA_FREE:
+        model.texts()  # refused now if it is too short, not after the methods that do without
     chosen = _target(args)
     if args.no_measure:
+        recipes = _recipes(args, model, chosen)
         with _bar() as bar:
-            recipe = _recipes(args, model, chosen)(chosen.labels[0], args.method)
-            _write(args, model, chosen, recipe, flow.quantise(model, recipe, args.out, bar))
+            recipe = recipes(_labels(args, chosen, recipes)[0], args.method)
+            made = flow.quantise(model, recipe, args.out, bar)
+        _write(args, model, chosen, recipe, made)
         return 0
     with tempfile.TemporaryDirectory(prefix="cpuinfer-") as folder, _judge(args, model, Path(folder)) as judge:
         search = _search(args, model, chosen, judge)
     if search.kept is not None:
-        kept = search.kept
-        _write(args, model, chosen, kept.recipe, kept.made)
-        for each in search.tried:
-            if each.made[1] is not None:
-                each.made[1].delete()
+        _write(args, model, chosen, search.kept.recipe, search.kept.made)
+    else:
+        work.delete_all(args.out)
     _print(args, blueprint, search)
     return 0 if search.kept is not None else GOAL_NOT_MET
 
@@ -109,12 +114,25 @@ def _check(args: argparse.Namespace) -> None:
     from cpuinfer.quantize import replacing
 
     replacing.refuse_existing(args.out, overwrite=args.overwrite)
-    if not args.out.parent.is_dir():
-        raise InvalidRequest(f"{args.out.parent}: no such folder")
+    for path in (args.out, *([] if args.report is None else [args.report])):
+        if not path.parent.is_dir():
+            raise InvalidRequest(f"{path.parent}: no such folder")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise InvalidRequest(f"{path.parent}: cannot be written")
+    if args.report is not None and (args.report.is_dir() or args.report.resolve() == args.out.resolve()):
+        raise InvalidRequest(f"--report {args.report}: is a folder, or OUT: expected a file of its own")
     if args.goal is not None and args.method != "auto":
         raise InvalidRequest(f"--goal: of --method auto, which chooses; {args.method} is one method")
     if args.no_measure and args.method == "auto":
         raise InvalidRequest("--no-measure: auto chooses by what it measures: name a --method")
+
+
+def _check_places(args: argparse.Namespace, source: Path) -> None:
+    """Neither result may take the source's place."""
+    own = source.resolve()
+    for flag, path in (("OUT", args.out), ("--report", args.report)):
+        if path is not None and (path.resolve() == own or own in path.resolve().parents):
+            raise InvalidRequest(f"{path}: {flag} is the source, or inside it: expected another place")
 
 
 def _open(spec: str) -> Blueprint:
@@ -138,8 +156,19 @@ def _target(args: argparse.Namespace) -> Target:
 
     options = {"bits": args.bits, "kind": args.type, "group": args.group, "symmetric": args.sym}
     chosen = target.choose(args.out, args.format, **options)
-    searched = args.method == "auto" and (args.goal is not None or args.bits is not None)
-    return chosen if searched or chosen.is_fixed else target.usual(chosen, args.bits)
+    return chosen if _is_searched(args) or chosen.is_fixed else target.usual(chosen, args.bits)
+
+
+def _is_searched(args: argparse.Namespace) -> bool:
+    """Whether several sizes are tried."""
+    return args.method == "auto" and (args.goal is not None or args.bits is not None)
+
+
+def _labels(args: argparse.Namespace, chosen: Target, recipes: Callable[[str, str], Recipe]) -> Sequence[str]:
+    from cpuinfer.quantize import auto
+
+    found = auto.fitting(chosen.labels, recipes, "opt-rtn" if args.method == "auto" else args.method)
+    return found if _is_searched(args) else found[:1]
 
 
 def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge) -> Search:
@@ -148,11 +177,12 @@ def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge
     methods: tuple[str, ...] = (args.method,)
     if args.method == "auto":
         methods = auto.THOROUGH if args.thorough else auto.METHODS
+    recipes = _recipes(args, model, chosen)
     with _bar() as bar:
         return auto.search(
             model,
-            chosen.labels,
-            _recipes(args, model, chosen),
+            _labels(args, chosen, recipes),
+            recipes,
             judge,
             args.out,
             goal=args.goal,
@@ -179,7 +209,7 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
 
 
 def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, made: Made) -> None:
-    from cpuinfer.quantize import target
+    from cpuinfer.quantize import target, work
 
     with progress_bar("bytes") as bar:
         target.write(
@@ -192,8 +222,7 @@ def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recip
             threads=args.threads,
             progress=bar,
         )
-    if made[1] is not None:
-        made[1].delete()
+    work.delete_all(args.out)
 
 
 def _tell(candidate: Any) -> None:
@@ -219,7 +248,7 @@ def _print(args: argparse.Namespace, blueprint: Blueprint, search: Search) -> No
         write_record(found, args.report)
     print_tables(*tables_of(found))
     if search.kept is None:
-        print(f"cpuinfer: nothing meets the goal of {args.goal:.2%}: nothing is written", file=sys.stderr)
+        print(f"cpuinfer: nothing meets the goal of {100 * args.goal:g}%: nothing is written", file=sys.stderr)
 
 
 def _bar() -> AbstractContextManager[Callable[[str, float], None]]:

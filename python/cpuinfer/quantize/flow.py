@@ -62,16 +62,22 @@ def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> 
         source = model.blueprint.source.weights
         weights = {name: plain(source[name], recipe.encodings.get(name), recipe.method) for name in source}
         return Outcome(weights, {}), None
+    texts = model.texts()
     work = Work(target, recipe.key())
     run = Calibrated(
         blueprint=model.blueprint,
         recipe=recipe,
-        texts=model.texts(),
+        texts=texts,
         work=work,
         threads=model.threads,
         progress=progress,
     )
-    return run.run(), work
+    try:
+        return run.run(), work
+    except BaseException:
+        if not work.finished():
+            work.delete()
+        raise
 
 
 def bits(weights: Mapping[str, Weight]) -> float:
