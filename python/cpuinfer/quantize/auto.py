@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, size
+from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, refusal, size
 from cpuinfer.quantize.judge import Judge, Verdict
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.scheme import find
@@ -71,6 +71,7 @@ def search(
     None: everything is tried, and the least divergence is kept.
     """
     tried: list[Candidate] = []
+    methods = [method for method in methods if len(methods) == 1 or refusal(model.blueprint.graph, method) is None]
     for label in by_size(model, labels, recipe, methods[0]):
         for method in methods:
             wanted = recipe(label, method)
@@ -105,7 +106,7 @@ def fitting(labels: Sequence[str], recipe: Callable[[str, Method], Recipe], meth
     """Those of the labels that something of the model is rounded by.  Raises InvalidRequest where none is."""
     found = [label for label in labels if not set(FLOATS) >= set(recipe(label, method).encodings.values())]
     if not found:
-        raise InvalidRequest(f"{', '.join(labels)}: the model has no matrix whose rows divide so")
+        raise InvalidRequest(f"{', '.join(labels)}: no matrix of the model can be stored so")
     return found
 
 
