@@ -128,7 +128,7 @@ class Work:
     def _sound(self, name: str) -> Iterator[Any]:
         path = self.folder / name
         try:
-            with np.load(path, allow_pickle=False) as members:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
                 yield members
         except DAMAGE as error:
             raise CheckpointError(f"{path}: not what a run left there ({error}): delete {self.folder}") from None
