@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--goal", type=_share, metavar="N%", help="of auto: the most that may be lost")
     parser.add_argument("--thorough", action="store_true", help="of auto: try autoround too, which takes long")
     parser.add_argument("--bits", type=integer(2, 8), metavar="N", help="bits of most weights (default: as auto finds)")
+    parser.add_argument(
+        "--bpw", type=_bits, metavar="N", help="bits a weight on average, shared out by what each matrix suffers"
+    )
     parser.add_argument("--type", choices=TYPES, default="int", help="numbers or a table of 16 (default int)")
     parser.add_argument("--group", type=int, choices=(32, 64, 128, 256, -1), help="weights to a scale; -1: a row")
     parser.add_argument("--sym", action=argparse.BooleanOptionalAction, help="no zero points (default: both are tried)")
@@ -123,6 +126,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InvalidRequest(f"--report {args.report}: is a folder, or OUT: expected a file of its own")
     if args.goal is not None and args.method != "auto":
         raise InvalidRequest(f"--goal: of --method auto, which chooses; {args.method} is one method")
+    if args.bpw is not None and (args.bits is not None or args.goal is not None):
+        raise InvalidRequest("--bpw: is one size, without --bits and --goal")
     if args.no_measure and args.method == "auto":
         raise InvalidRequest("--no-measure: auto chooses by what it measures: name a --method")
 
@@ -200,12 +205,40 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
     facts = report.facts_of(model.blueprint, text.calibration, text.name)
     facts |= {"windows": f"{args.windows} of {args.length}", "threads": str(args.threads)}
 
+    shared: dict[str, dict[str, str]] = {}
+
     def recipe(label: str, method: str) -> Recipe:
         importance = method in CALIBRATED
-        encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=importance)
+        if args.bpw is not None:
+            if not shared:
+                shared[label] = _share(args, model, chosen, label, facts)
+            encodings, label = shared[label], f"{args.bpw:g} bpw"
+        else:
+            encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=importance)
         return Recipe(method=method, encodings=encodings, label=label, iterations=args.iterations, facts=facts)
 
     return recipe
+
+
+def _share(args: argparse.Namespace, model: Model, chosen: Target, label: str, facts: dict[str, str]) -> dict[str, str]:
+    """The encodings of --bpw; what was measured for them stays beside OUT until that is written."""
+    from cpuinfer.quantize import target
+    from cpuinfer.quantize.budget import Budget, share
+    from cpuinfer.quantize.recipe import named
+    from cpuinfer.quantize.work import Work
+
+    encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=True)
+    budget = Budget(
+        kind=chosen.kind,
+        bits=args.bpw,
+        chosen=encodings,
+        fixed=frozenset(named(encodings, args.keep)),
+        tensors=target.tensors_of(chosen, model.blueprint.source),
+        facts=facts,
+    )
+    model.texts()
+    with _bar() as bar:
+        return share(budget, model, Work(args.out, budget.key), bar)
 
 
 def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, made: Made) -> None:
@@ -263,6 +296,16 @@ def _share(text: str) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share such as 1%")
+    return value
+
+
+def _bits(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 2 <= value <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected 2 to 16 bits, such as 4.25")
     return value
 
 

@@ -94,9 +94,7 @@ class Layer:
     def take(self, name: str, result: Quantised, before: Floats, counted: Floats) -> None:
         """A matrix is rounded; counted [k]: the mean square of each of its inputs."""
         after = result.values(self.schemes[name])
-        total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
-        lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
-        self.errors[name] = lost / total if total else 0.0
+        self.errors[name] = weighted_error(before, after, counted)
         self.results[name], self.values[name] = result, after
 
     def _learn(self, statistics: Mapping[str, Statistics], states: Sequence[State]) -> None:
@@ -149,3 +147,10 @@ class Layer:
             return Quantised(scheme.codes(w, fit), fit)
         except CpuInferError as error:
             raise type(error)(f"{name}: {error}") from None
+
+
+def weighted_error(before: Floats, after: Floats, counted: Floats) -> float:
+    """The squared error, each column counted [k] times, by the square of what was, counted so too."""
+    total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
+    lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
+    return lost / total if total else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -99,6 +99,11 @@ def asked_for(
             raise InvalidRequest(f"keep: {pattern!r} fits no matrix, such as {next(iter(chosen))!r}")
         found |= {name: fitting_encoding(encoding, weights[name].shape[1]) for name in fits}
     return found
+
+
+def named(names: Iterable[str], keep: Sequence[tuple[str, str]]) -> set[str]:
+    """Those of the names that some pattern of `keep` fits."""
+    return {name for name in names for pattern, _ in keep if _fits(pattern, name)}
 
 
 def fitting_encoding(encoding: str, k: int) -> str:

@@ -48,6 +48,9 @@ K_OF_BITS: Mapping[int, str] = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "
 NAMED_LIKE: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """The mix whose number stands for files of one type for all."""
 
+NEAREST = "Q4_K_M"
+"""The mix whose number stands for types chosen one by one: readers show it, and use nothing of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -123,17 +126,23 @@ def encodings(
     source = blueprint.source
     weights = source.weights
     kept = [(pattern, _meant(target, label, wanted)) for pattern, wanted in keep]
+    tensors = tensors_of(target, source)
     if target.kind == "gguf":
         placed, architecture = _placed(source)
-        types = mix_of(source, placed, architecture, label, importance=importance)
-        chosen, tensors = asked_for(types, weights, kept), {each.name: each.parts for each in placed}
+        chosen = asked_for(mix_of(source, placed, architecture, label, importance=importance), weights, kept)
     else:
-        tensors = folder_output.tensors_of(source)
         packed = {part for parts in tensors.values() for part in parts}
         packed -= holding.refused_shapes(target.kind, label, weights, tensors)
         chosen = assign(weights, label, packed, one_type=target.kind == "gptq", keep=kept)
     holding.check(target.kind, chosen, weights, tensors)
     return chosen
+
+
+def tensors_of(target: Target, source: Source) -> dict[str, tuple[str, ...]]:
+    """The matrices of such a file that may be encoded, by name: our weights that each is made of."""
+    if target.kind == "gguf":
+        return {each.name: each.parts for each in _placed(source)[0]}
+    return folder_output.tensors_of(source)
 
 
 def _placed(source: Source) -> tuple[list[Placed], str]:
@@ -200,7 +209,7 @@ def write(
     if target.kind == "gguf":
         from cpuinfer.quantize.gguf_output import write_gguf
 
-        number = MIXES[NAMED_LIKE.get(label, label)].file_type
+        number = MIXES.get(NAMED_LIKE.get(label, label), MIXES[NEAREST]).file_type
         write_gguf(out, source, weights, file_type=number, overwrite=overwrite, threads=threads, progress=progress)
         return
     from cpuinfer.quantize import compressed_output, gptq_output, own_output
