@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cpuinfer.quantize.judge import Verdict
-from quantize_runs import FEW, TEXT, contents, llama, mixtral, run
-from quantised_models import AWKWARD, _awkward
 import tiny_folder
+from cpuinfer.quantize.judge import Verdict
+from quantised_models import AWKWARD, _awkward
+from quantize_runs import FEW, TEXT, contents, llama, mixtral, run
 from test_cli import environment
 from tiny_gguf import vocabulary
 
@@ -82,6 +82,7 @@ REFUSALS: Refusals = {
 
 @pytest.mark.parametrize(("words", "message"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_be_is_one_line(
+    *,
     words: tuple[object, ...],
     message: str,
     folder: Path,
@@ -115,7 +116,7 @@ def test_the_source_is_never_written_to(
 @pytest.mark.parametrize("damage", ["cut", "NaN", "gone"])
 @pytest.mark.parametrize("measured", [(), ("--no-measure",)], ids=["measured", "unmeasured"])
 def test_a_damaged_source_is_one_line(
-    damage: str, measured: tuple[str, ...], folder: Path, text: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    *, damage: str, measured: tuple[str, ...], folder: Path, text: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = place / "source"
     source.mkdir()
@@ -160,7 +161,7 @@ def file_limit(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("form", ["gguf:Q4_0", "safetensors:gptq"])
 @pytest.mark.parametrize("size", [500, 45_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
-    size: int, form: str, folder: Path, text: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    *, size: int, form: str, folder: Path, text: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = place / "out"
     words = (folder, "-o", out, "--format", form, "--calibration", text, "--no-measure", *FEW)
@@ -222,9 +223,7 @@ def test_auto_with_a_goal_writes_the_first_that_meets_it(
     assert sizes == sorted(sizes)
 
 
-def test_keep_takes_numbers_and_names(
-    folder: Path, text: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_keep_takes_numbers_and_names(folder: Path, text: Path, place: Path) -> None:
     report = place / "r.json"
     keep = "*.v_proj=Q5_1,*.o_proj=8,model.layers.0.mlp.*=16"
     words = (folder, "-o", place / "out.gguf", "--method", "awq", "--format", "gguf:Q4_0", "--keep", keep)

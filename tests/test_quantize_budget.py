@@ -19,9 +19,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def encodings(
-    out: Path, source: Path, text: Path, *words: object
-) -> tuple[float, dict[str, str]]:
+def encodings(out: Path, source: Path, text: Path, *words: object) -> tuple[float, dict[str, str]]:
     report = out.with_suffix(".json")
     flags = ("--method", "importance", "--calibration", text, "--overwrite", "--report", report, *FEW)
     assert run(source, "-o", out, *flags, *words) == 0

@@ -166,13 +166,13 @@ def test_damaged_work_is_one_line_that_names_it(
     assert run(*options, "-o", out) == 0
 
 
-def made(folder: Path, text: Path, out: Path, form: str, method: str, keep: tuple[tuple[str, str], ...] = ()) -> Any:
+def made(folder: Path, text: Path, out: Path, form: str, method: str) -> Any:
     """(source, weights) of one recipe, its file written."""
     blueprint = loader.open_model(folder, quantize="none" if folder.is_dir() else None)
     model = flow.Model(blueprint=blueprint, text=read_text(text), count=3, length=48, threads=1)
     chosen = target.choose(out, form, bits=4, kind="int", group=32, symmetric=None)
     label = target.usual(chosen, 4).labels[0]
-    encodings = target.encodings(chosen, label, blueprint, keep, importance=True)
+    encodings = target.encodings(chosen, label, blueprint, (), importance=True)
     recipe = Recipe(method=method, encodings=encodings, label=label, iterations=3)
     outcome, _ = flow.quantise(model, recipe, out, lambda _what, _share: None)
     target.write(out, chosen, label, blueprint.source, outcome.weights, overwrite=False, threads=2, progress=None)

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpuinfer.cli.model import MODEL_HELP
 from cpuinfer.cli.parameters import integer, positive, thread_count
-from cpuinfer.cli.terminal import progress, progress_bar, remark
+from cpuinfer.cli.terminal import progress, progress_bar, remark, share_bar
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = _target(args)
     if args.no_measure:
         recipes = _recipes(args, model, chosen)
+        recipe = recipes(_labels(args, chosen, recipes)[0], args.method)
         with _bar() as bar:
-            recipe = recipes(_labels(args, chosen, recipes)[0], args.method)
             made = flow.quantise(model, recipe, args.out, bar)
         _write(args, model, chosen, recipe, made)
         return 0
@@ -183,10 +183,11 @@ def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge
     if args.method == "auto":
         methods = auto.THOROUGH if args.thorough else auto.METHODS
     recipes = _recipes(args, model, chosen)
+    labels = _labels(args, chosen, recipes)
     with _bar() as bar:
         return auto.search(
             model,
-            _labels(args, chosen, recipes),
+            labels,
             recipes,
             judge,
             args.out,
@@ -285,7 +286,8 @@ def _print(args: argparse.Namespace, blueprint: Blueprint, search: Search) -> No
 
 
 def _bar() -> AbstractContextManager[Callable[[str, float], None]]:
-    return nullcontext(lambda what, share: progress(f"{what} ({share:.0%})" if share < 1 else what))
+    progress("")
+    return share_bar()
 
 
 def _share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""A type for every matrix under a budget of bits a weight: each is measured under each type, then bits are shared out."""
+"""A type for every matrix under a budget of bits: each is measured under each type, then the bits are shared out."""
 
 from __future__ import annotations
 
