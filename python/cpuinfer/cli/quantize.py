@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpuinfer.cli.model import MODEL_HELP
 from cpuinfer.cli.parameters import integer, positive, thread_count
-from cpuinfer.cli.terminal import progress, progress_bar, remark
+from cpuinfer.cli.terminal import progress, progress_bar, remark, share_bar
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--goal", type=_share, metavar="N%", help="of auto: the most that may be lost")
     parser.add_argument("--thorough", action="store_true", help="of auto: try autoround too, which takes long")
     parser.add_argument("--bits", type=integer(2, 8), metavar="N", help="bits of most weights (default: as auto finds)")
+    parser.add_argument(
+        "--bpw", type=_bits, metavar="N", help="bits a weight on average, shared out by what each matrix suffers"
+    )
     parser.add_argument("--type", choices=TYPES, default="int", help="numbers or a table of 16 (default int)")
     parser.add_argument("--group", type=int, choices=(32, 64, 128, 256, -1), help="weights to a scale; -1: a row")
     parser.add_argument("--sym", action=argparse.BooleanOptionalAction, help="no zero points (default: both are tried)")
@@ -77,29 +81,33 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from cpuinfer import machine
-    from cpuinfer.quantize import calibration, flow
+    from cpuinfer.quantize import calibration, flow, work
+    from cpuinfer.quantize.recipe import DATA_FREE
 
     _check(args)
     args.threads = args.threads or machine.default_threads().threads
     blueprint = _open(args.source)
+    _check_places(args, blueprint.source.path)
     if (already := flow.is_quantised(blueprint)) is not None:
         remark(f"{blueprint.source.path.name}: its weights are {already} already: what that lost stays lost")
     text = calibration.read_text(args.calibration)
     model = flow.Model(blueprint=blueprint, text=text, count=args.windows, length=args.length, threads=args.threads)
+    if args.method not in DATA_FREE:
+        model.texts()  # refused now if it is too short, not after the methods that do without
     chosen = _target(args)
     if args.no_measure:
+        recipes = _recipes(args, model, chosen)
+        recipe = recipes(_labels(args, chosen, recipes)[0], args.method)
         with _bar() as bar:
-            recipe = _recipes(args, model, chosen)(chosen.labels[0], args.method)
-            _write(args, model, chosen, recipe, flow.quantise(model, recipe, args.out, bar))
+            made = flow.quantise(model, recipe, args.out, bar)
+        _write(args, model, chosen, recipe, made)
         return 0
     with tempfile.TemporaryDirectory(prefix="cpuinfer-") as folder, _judge(args, model, Path(folder)) as judge:
         search = _search(args, model, chosen, judge)
     if search.kept is not None:
-        kept = search.kept
-        _write(args, model, chosen, kept.recipe, kept.made)
-        for each in search.tried:
-            if each.made[1] is not None:
-                each.made[1].delete()
+        _write(args, model, chosen, search.kept.recipe, search.kept.made)
+    else:
+        work.delete_all(args.out)
     _print(args, blueprint, search)
     return 0 if search.kept is not None else GOAL_NOT_MET
 
@@ -109,12 +117,27 @@ def _check(args: argparse.Namespace) -> None:
     from cpuinfer.quantize import replacing
 
     replacing.refuse_existing(args.out, overwrite=args.overwrite)
-    if not args.out.parent.is_dir():
-        raise InvalidRequest(f"{args.out.parent}: no such folder")
+    for path in (args.out, *([] if args.report is None else [args.report])):
+        if not path.parent.is_dir():
+            raise InvalidRequest(f"{path.parent}: no such folder")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise InvalidRequest(f"{path.parent}: cannot be written")
+    if args.report is not None and (args.report.is_dir() or args.report.resolve() == args.out.resolve()):
+        raise InvalidRequest(f"--report {args.report}: is a folder, or OUT: expected a file of its own")
     if args.goal is not None and args.method != "auto":
         raise InvalidRequest(f"--goal: of --method auto, which chooses; {args.method} is one method")
+    if args.bpw is not None and (args.bits is not None or args.goal is not None):
+        raise InvalidRequest("--bpw: is one size, without --bits and --goal")
     if args.no_measure and args.method == "auto":
         raise InvalidRequest("--no-measure: auto chooses by what it measures: name a --method")
+
+
+def _check_places(args: argparse.Namespace, source: Path) -> None:
+    """Neither result may take the source's place."""
+    own = source.resolve()
+    for flag, path in (("OUT", args.out), ("--report", args.report)):
+        if path is not None and (path.resolve() == own or own in path.resolve().parents):
+            raise InvalidRequest(f"{path}: {flag} is the source, or inside it: expected another place")
 
 
 def _open(spec: str) -> Blueprint:
@@ -138,8 +161,19 @@ def _target(args: argparse.Namespace) -> Target:
 
     options = {"bits": args.bits, "kind": args.type, "group": args.group, "symmetric": args.sym}
     chosen = target.choose(args.out, args.format, **options)
-    searched = args.method == "auto" and (args.goal is not None or args.bits is not None)
-    return chosen if searched or chosen.is_fixed else target.usual(chosen, args.bits)
+    return chosen if _is_searched(args) or chosen.is_fixed else target.usual(chosen, args.bits)
+
+
+def _is_searched(args: argparse.Namespace) -> bool:
+    """Whether several sizes are tried."""
+    return args.method == "auto" and (args.goal is not None or args.bits is not None)
+
+
+def _labels(args: argparse.Namespace, chosen: Target, recipes: Callable[[str, str], Recipe]) -> Sequence[str]:
+    from cpuinfer.quantize import auto
+
+    found = auto.fitting(chosen.labels, recipes, "opt-rtn" if args.method == "auto" else args.method)
+    return found if _is_searched(args) else found[:1]
 
 
 def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge) -> Search:
@@ -148,11 +182,13 @@ def _search(args: argparse.Namespace, model: Model, chosen: Target, judge: Judge
     methods: tuple[str, ...] = (args.method,)
     if args.method == "auto":
         methods = auto.THOROUGH if args.thorough else auto.METHODS
+    recipes = _recipes(args, model, chosen)
+    labels = _labels(args, chosen, recipes)
     with _bar() as bar:
         return auto.search(
             model,
-            chosen.labels,
-            _recipes(args, model, chosen),
+            labels,
+            recipes,
             judge,
             args.out,
             goal=args.goal,
@@ -170,16 +206,44 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
     facts = report.facts_of(model.blueprint, text.calibration, text.name)
     facts |= {"windows": f"{args.windows} of {args.length}", "threads": str(args.threads)}
 
+    shared: dict[str, dict[str, str]] = {}
+
     def recipe(label: str, method: str) -> Recipe:
         importance = method in CALIBRATED
-        encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=importance)
+        if args.bpw is not None:
+            if not shared:
+                shared[label] = _share(args, model, chosen, label, facts)
+            encodings, label = shared[label], f"{args.bpw:g} bpw"
+        else:
+            encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=importance)
         return Recipe(method=method, encodings=encodings, label=label, iterations=args.iterations, facts=facts)
 
     return recipe
 
 
-def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, made: Made) -> None:
+def _share(args: argparse.Namespace, model: Model, chosen: Target, label: str, facts: dict[str, str]) -> dict[str, str]:
+    """The encodings of --bpw; what was measured for them stays beside OUT until that is written."""
     from cpuinfer.quantize import target
+    from cpuinfer.quantize.budget import Budget, share
+    from cpuinfer.quantize.recipe import named
+    from cpuinfer.quantize.work import Work
+
+    encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=True)
+    budget = Budget(
+        kind=chosen.kind,
+        bits=args.bpw,
+        chosen=encodings,
+        fixed=frozenset(named(encodings, args.keep)),
+        tensors=target.tensors_of(chosen, model.blueprint.source),
+        facts=facts,
+    )
+    model.texts()
+    with _bar() as bar:
+        return share(budget, model, Work(args.out, budget.key), bar)
+
+
+def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recipe, made: Made) -> None:
+    from cpuinfer.quantize import target, work
 
     with progress_bar("bytes") as bar:
         target.write(
@@ -192,8 +256,7 @@ def _write(args: argparse.Namespace, model: Model, chosen: Target, recipe: Recip
             threads=args.threads,
             progress=bar,
         )
-    if made[1] is not None:
-        made[1].delete()
+    work.delete_all(args.out)
 
 
 def _tell(candidate: Any) -> None:
@@ -219,11 +282,12 @@ def _print(args: argparse.Namespace, blueprint: Blueprint, search: Search) -> No
         write_record(found, args.report)
     print_tables(*tables_of(found))
     if search.kept is None:
-        print(f"cpuinfer: nothing meets the goal of {args.goal:.2%}: nothing is written", file=sys.stderr)
+        print(f"cpuinfer: nothing meets the goal of {100 * args.goal:g}%: nothing is written", file=sys.stderr)
 
 
 def _bar() -> AbstractContextManager[Callable[[str, float], None]]:
-    return nullcontext(lambda what, share: progress(f"{what} ({share:.0%})" if share < 1 else what))
+    progress("")
+    return share_bar()
 
 
 def _share(text: str) -> float:
@@ -234,6 +298,16 @@ def _share(text: str) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share such as 1%")
+    return value
+
+
+def _bits(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 2 <= value <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected 2 to 16 bits, such as 4.25")
     return value
 
 

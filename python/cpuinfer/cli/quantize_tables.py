@@ -23,7 +23,7 @@ def tables_of(report: Report) -> list[Table]:
 
 
 def _candidates(report: Report) -> Table:
-    goal = "" if report.goal is None else f", goal {report.goal:.2%}"
+    goal = "" if report.goal is None else f", goal {100 * report.goal:g}%"
     columns = ("type", "method", "bits", "size", "KL, nats", "+-", "perplexity", "x source", "")
     table = new_table(f"{report.source} on held-out text{goal}", *columns, left=2)
     for row in report.rows:

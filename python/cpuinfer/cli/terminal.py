@@ -10,6 +10,8 @@ from typing import TextIO
 
 UNKNOWN_COLUMNS = 80
 """Of a terminal that does not tell its width."""
+SPEED_SECONDS = 3600.0
+"""From how much of the past the time left is told, of work whose steps may take minutes."""
 
 
 def megabytes(size: int) -> str:
@@ -53,6 +55,34 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, whole: bars.update(task, completed=done, total=whole)
+
+
+@contextmanager
+def share_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error, if that is a terminal; it takes what is being done, and the share of it that is done.
+
+    It shows the time left, begins anew when the share falls, and goes away at the end.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _what, _share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=SPEED_SECONDS) as bars:
+        task = bars.add_task("", total=1.0)
+        before = 0.0
+
+        def show(what: str, share: float) -> None:
+            nonlocal before
+            if share < before:
+                bars.reset(task)
+            before = share
+            bars.update(task, description=printable(what), completed=share)
+
+        yield show
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from cpuinfer import __version__
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.store.cache import publish
 
-KINDS = {"Perplexity": "perplexity", "Divergence": "kld", "Choices": "choice", "Comparison": "compare"}
+KINDS = {
+    "Perplexity": "perplexity",
+    "Divergence": "kld",
+    "Choices": "choice",
+    "Comparison": "compare",
+    "Report": "quantize",
+}
 
 
 def to_record(result: object) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, size
+from cpuinfer.errors import InvalidRequest
+from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, refusal, size
 from cpuinfer.quantize.judge import Judge, Verdict
-from cpuinfer.quantize.recipe import Method, Recipe
+from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
+from cpuinfer.quantize.scheme import find
 from cpuinfer.weight import Weight
 
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
@@ -69,6 +71,7 @@ def search(
     None: everything is tried, and the least divergence is kept.
     """
     tried: list[Candidate] = []
+    methods = [method for method in methods if len(methods) == 1 or refusal(model.blueprint.graph, method) is None]
     for label in by_size(model, labels, recipe, methods[0]):
         for method in methods:
             wanted = recipe(label, method)
@@ -89,19 +92,29 @@ def search(
 def by_size(
     model: Model, labels: Sequence[str], recipe: Callable[[str, Method], Recipe], method: Method
 ) -> Sequence[str]:
-    """Labels in the order of what a model of each takes; of equals, the one named first."""
-    from cpuinfer.quantize.recipe import FLOATS
-    from cpuinfer.quantize.scheme import find
+    """Labels in the order of what a model of each takes; of equals, and of those that mean the same, the first."""
+    weights = model.blueprint.source.weights
+    chosen: dict[str, Mapping[str, str]] = {}
+    for label in fitting(labels, recipe, method):
+        encodings = recipe(label, method).encodings
+        if encodings not in chosen.values():
+            chosen[label] = encodings
+    return sorted(chosen, key=lambda label: planned_bits(chosen[label], weights))
 
-    def total(label: str) -> float:
-        chosen = recipe(label, method).encodings
-        weights = model.blueprint.source.weights
-        width = {"F32": 32, "F16": 16, "BF16": 16}
-        return sum(
-            weights[name].shape[0]
-            * weights[name].shape[1]
-            * (width[encoding] if encoding in FLOATS else find(encoding).bits_per_weight)
-            for name, encoding in chosen.items()
-        )
 
-    return sorted(labels, key=total)
+def fitting(labels: Sequence[str], recipe: Callable[[str, Method], Recipe], method: Method) -> Sequence[str]:
+    """Those of the labels that something of the model is rounded by.  Raises InvalidRequest where none is."""
+    found = [label for label in labels if not set(FLOATS) >= set(recipe(label, method).encodings.values())]
+    if not found:
+        raise InvalidRequest(f"{', '.join(labels)}: no matrix of the model can be stored so")
+    return found
+
+
+def planned_bits(encodings: Mapping[str, str], weights: Mapping[str, Weight]) -> float:
+    """Of all matrices together, encoded so."""
+    width = {"F32": 32.0, "F16": 16.0, "BF16": 16.0}
+
+    def one(encoding: str) -> float:
+        return width[encoding] if encoding in FLOATS else find(encoding).bits_per_weight
+
+    return sum(weights[name].shape[0] * weights[name].shape[1] * one(each) for name, each in encodings.items())

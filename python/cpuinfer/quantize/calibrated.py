@@ -16,7 +16,7 @@ from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Embed
 from cpuinfer.quantize import scheme as schemes
 from cpuinfer.quantize.folding import foldings
-from cpuinfer.quantize.forward import Floats, State, Table, read_stage, run_stage
+from cpuinfer.quantize.forward import Floats, State, Table, read_matrix, read_stage, run_stage
 from cpuinfer.quantize.layers import Layer
 from cpuinfer.quantize.recipe import FLOATS, Recipe
 from cpuinfer.quantize.result import as_floats, as_scheme, plain
@@ -71,13 +71,17 @@ class Calibrated:
         source = self.blueprint.source.weights
         tables = {op.table for op in stage.ops if isinstance(op, Embed)}
         values: dict[str, Floats | Table] = {**read_stage(stage, source, frozenset(tables))}
-        values |= {name: Table(plain(source[name], self.recipe.encodings.get(name), "opt-rtn")) for name in tables}
+        values |= {name: Table(self._plain(name)) for name in tables}
+        values |= {name: read_matrix(self._plain(name)) for name in self._tables() & values.keys() - tables}
         layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values)
         if layer.rounded:
             layer.round(layer.measure(states, self.texts), foldings(graph), states)
         after = [] if last else run_stage(graph, stage, layer.values, states, self.texts)
         self.work.save(index, self._arrays(layer), _state_arrays(after))
         return after
+
+    def _plain(self, name: str) -> Weight:
+        return plain(self.blueprint.source.weights[name], self.recipe.encodings.get(name), "opt-rtn")
 
     def _schemes(self, stage: Stage, executor: ThreadPoolExecutor) -> dict[str, Scheme]:
         """Of what a stage multiplies with; tables are rounded apart, and a head that is one is with them."""
@@ -127,7 +131,7 @@ class Calibrated:
                     errors[name] = float(self.work.stage(index, f"{name}/error")[f"{name}/error"])
         for name in self.blueprint.graph.used:
             if name not in weights:
-                weights[name] = plain(source[name], self.recipe.encodings.get(name), "opt-rtn")
+                weights[name] = self._plain(name)
         return Outcome({name: weights[name] for name in self.blueprint.graph.used}, errors)
 
     def _kept(self, index: int, name: str, source: Weight, kind: set[str]) -> Weight:
@@ -137,7 +141,8 @@ class Calibrated:
             def floats(begin: int, end: int) -> Rows:
                 return sliced(self.work.rows(index, f"{name}/", "F32"), begin, end)
 
-            return as_floats(source, floats)
+            changed = as_floats(source, floats)
+            return changed if encoding == "F32" else plain(changed, encoding, "opt-rtn")
 
         def rows(begin: int, end: int) -> Rows:
             return sliced(self.work.rows(index, f"{name}/", encoding), begin, end)

@@ -47,7 +47,12 @@ def read_text(path: Path | None) -> Text:
 
 
 def split(name: str, text: str) -> Text:
-    """The beginning to calibrate on, the end to judge by, cut at the end of a line where there is one near."""
+    """The beginning to calibrate on, the end to judge by, cut at the end of a line where there is one near.
+
+    Raises InvalidRequest, naming it, for a text of nothing but spaces.
+    """
+    if not text.strip():
+        raise InvalidRequest(f"{name}: is empty, expected a text to calibrate on and to judge by")
     cut = int(len(text) * (1 - HELD_OUT))
     line = text.rfind("\n", cut // 2, cut) + 1
     return Text(name, text[: line or cut], text[line or cut :])
@@ -61,6 +66,8 @@ def windows(
     Raises InvalidRequest for a text that is shorter than one of them.
     """
     fresh = length - (bos is not None)
+    if fresh < 1:
+        raise InvalidRequest(f"windows of {length} tokens, BOS among them: expected at least 2")
     tokens = list(encode(text))
     there = len(tokens) // fresh
     if not there:

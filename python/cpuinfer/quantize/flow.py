@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cpuinfer.errors import InvalidRequest
+from cpuinfer.errors import InvalidRequest, UnsupportedModel
+from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
+from cpuinfer.ops import Experts
+from cpuinfer.quantize.block import blocks
 from cpuinfer.quantize.calibrated import Calibrated, Outcome
 from cpuinfer.quantize.calibration import Text, windows
-from cpuinfer.quantize.recipe import FLOATS, Recipe
+from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.result import plain
 from cpuinfer.quantize.work import Work
 from cpuinfer.weight import Weight
@@ -62,16 +65,38 @@ def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> 
         source = model.blueprint.source.weights
         weights = {name: plain(source[name], recipe.encodings.get(name), recipe.method) for name in source}
         return Outcome(weights, {}), None
+    if (reason := refusal(model.blueprint.graph, recipe.method)) is not None:
+        raise UnsupportedModel(reason)
+    texts = model.texts()
     work = Work(target, recipe.key())
     run = Calibrated(
         blueprint=model.blueprint,
         recipe=recipe,
-        texts=model.texts(),
+        texts=texts,
         work=work,
         threads=model.threads,
         progress=progress,
     )
-    return run.run(), work
+    try:
+        return run.run(), work
+    except BaseException:
+        if not work.finished():
+            work.delete()
+        raise
+
+
+def refusal(graph: Graph, method: Method) -> str | None:
+    """Why a method is not for a model, before any work is done; None where it is."""
+    if method != "autoround":
+        return None
+    mixture = next((op.name for op in graph.ops if isinstance(op, Experts)), None)
+    if mixture is not None:
+        return f"{mixture}: autoround has no gradients for experts: choose another method"
+    try:
+        blocks(graph)
+    except UnsupportedModel as error:
+        return f"autoround: {error}"
+    return None
 
 
 def bits(weights: Mapping[str, Weight]) -> float:

@@ -92,8 +92,7 @@ def write_folder(
     Raises OutputError for a target that exists or cannot be written, UnsupportedFormat or UnsupportedModel for weights
     that do not go into such files.  Nothing is left of what fails.
     """
-    if source.kind != "safetensors":
-        raise UnsupportedFormat(f"{source.path}: a GGUF file becomes another GGUF file, not a safetensors folder")
+    _refuse_gguf(source)
     with replacing.new_folder(out, overwrite=overwrite) as folder:
         settings = huggingface.read_json(source.path / huggingface.CONFIG)
         plan = _Plan(source, settings, {**source.weights, **weights}, packing, threads)
@@ -116,17 +115,12 @@ class _Plan:
         packing: Packing,
         threads: int,
     ) -> None:
-        architecture = models.find(source.config.model_type)
-        before = settings.get("quantization_config")
         self._tensors = SafetensorsFolder(source.path)
         self._source, self._weights, self._packing, self._threads = source, weights, packing, threads
         self.parts: list[Part] = []
         self.packed: list[Layer] = []
         self.floats: list[str] = []
-        stored = huggingface.stored_weights(
-            self._tensors, reader(before) if isinstance(before, Mapping) else None, architecture.hf_left_out
-        )
-        placed = placement.find(stored, architecture.hf_names, source.config)
+        stored, placed = _placed(source, self._tensors, settings)
         taken = {name for weight in stored.values() for name in (weight.tensor_names or (weight.name,))}
         for stem, weight in stored.items():
             self._place(stem, weight, placed.get(stem))
@@ -192,15 +186,49 @@ class _Plan:
     def _pack(self, stem: str, weight: Weight, placed: Placed) -> None:
         if set(placed.parts) & TABLES:
             raise UnsupportedFormat(f"{placed.name}: packed folders have embedding tables as floats")
-        dimensions = 2 if weight.tensor_names else len(self._tensors.shape(weight.name))
-        named = bool(weight.tensor_names) or weight.name.endswith(".weight")
-        if placed.transposed or dimensions != 2 or not named:
+        if not _is_linear(weight, placed, self._tensors):
             raise UnsupportedFormat(f"{placed.name}: is not a linear layer's (outputs, inputs): it must stay floats")
         placement.alike(placed, self._weights)
         layer = Layer(stem, placed, self._weights, self._threads)
         entries = self._packing.entries(layer)
         self.packed.append(layer)
         self.parts.append(Part(entries, lambda put: self._packing.make(layer, put), _layer(stem)))
+
+
+def tensors_of(source: Source) -> dict[str, tuple[str, ...]]:
+    """The tensors of a folder that may be packed, linear layers, by name: our weights that each is made of.
+
+    Raises UnsupportedFormat for a GGUF file.
+    """
+    _refuse_gguf(source)
+    tensors = SafetensorsFolder(source.path)
+    stored, placed = _placed(source, tensors, huggingface.read_json(source.path / huggingface.CONFIG))
+    return {
+        stem: found.parts
+        for stem, found in placed.items()
+        if not set(found.parts) & TABLES and _is_linear(stored[stem], found, tensors) and len(found.shape) > 1
+    }
+
+
+def _refuse_gguf(source: Source) -> None:
+    if source.kind != "safetensors":
+        raise UnsupportedFormat(f"{source.path}: a GGUF file becomes another GGUF file, not a safetensors folder")
+
+
+def _placed(
+    source: Source, tensors: SafetensorsFolder, settings: Mapping[str, Any]
+) -> tuple[dict[str, Weight], dict[str, Placed]]:
+    """The tensors of a folder, and which of our weights each is made of."""
+    architecture, before = models.find(source.config.model_type), settings.get("quantization_config")
+    published = reader(before) if isinstance(before, Mapping) else None
+    stored = huggingface.stored_weights(tensors, published, architecture.hf_left_out)
+    return stored, placement.find(stored, architecture.hf_names, source.config)
+
+
+def _is_linear(weight: Weight, placed: Placed, tensors: SafetensorsFolder) -> bool:
+    dimensions = 2 if weight.tensor_names else len(tensors.shape(weight.name))
+    named = bool(weight.tensor_names) or weight.name.endswith(".weight")
+    return not placed.transposed and dimensions == 2 and named
 
 
 def _layer(name: str) -> int:

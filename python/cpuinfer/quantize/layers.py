@@ -85,16 +85,16 @@ class Layer:
                     scaled |= self._fold(folding, statistics)
         for name in self.rounded:
             before = self.matrix(name)
-            result = self._round(name, statistics[name], scaled.get(name))
-            self.take(name, result, before, statistics[name])
+            counted = statistics[name].mean_square
+            if name in scaled:
+                counted = counted / scaled[name] ** 2  # what the folded model's matrix reads
+            result = self._round(name, statistics[name], counted)
+            self.take(name, result, before, counted)
 
-    def take(self, name: str, result: Quantised, before: Floats, statistics: Statistics) -> None:
-        """A matrix is rounded."""
+    def take(self, name: str, result: Quantised, before: Floats, counted: Floats) -> None:
+        """A matrix is rounded; counted [k]: the mean square of each of its inputs."""
         after = result.values(self.schemes[name])
-        counted = statistics.mean_square
-        total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
-        lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
-        self.errors[name] = lost / total if total else 0.0
+        self.errors[name] = weighted_error(before, after, counted)
         self.results[name], self.values[name] = result, after
 
     def _learn(self, statistics: Mapping[str, Statistics], states: Sequence[State]) -> None:
@@ -112,7 +112,7 @@ class Layer:
             options=Options(iterations=self.recipe.iterations, search=True, seed=self.recipe.seed),
         )
         for name, result in learned.weights.items():
-            self.take(name, result, before[name], statistics[name])
+            self.take(name, result, before[name], statistics[name].mean_square)
 
     def _fold(self, folding: Folding, statistics: Mapping[str, Statistics]) -> dict[str, Floats]:
         from cpuinfer.quantize.awq import search_scales
@@ -135,7 +135,7 @@ class Layer:
     def _float(self, name: str) -> npt.NDArray[np.floating]:
         return self.matrix(name)
 
-    def _round(self, name: str, statistics: Statistics, scale: Floats | None) -> Quantised:
+    def _round(self, name: str, statistics: Statistics, counted: Floats) -> Quantised:
         w, scheme = self.matrix(name), self.schemes[name]
         try:
             if self.recipe.method == "gptq" and self.stage.is_layer:
@@ -143,8 +143,14 @@ class Layer:
 
                 order = self.recipe.order
                 return gptq(w, statistics, scheme, damping=self.recipe.damping, order=order)  # type: ignore[arg-type]
-            importance = statistics.mean_square if scale is None else statistics.mean_square / scale**2
-            fit = scheme.fit(w, importance)
+            fit = scheme.fit(w, counted)
             return Quantised(scheme.codes(w, fit), fit)
         except CpuInferError as error:
             raise type(error)(f"{name}: {error}") from None
+
+
+def weighted_error(before: Floats, after: Floats, counted: Floats) -> float:
+    """The squared error, each column counted [k] times, by the square of what was, counted so too."""
+    total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
+    lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
+    return lost / total if total else 0.0

@@ -36,7 +36,7 @@ def write_page(report: Report, path: Path) -> None:
 def page_of(report: Report) -> str:
     """The page's text."""
     title = f"{report.source} quantised"
-    goal = "" if report.goal is None else f"<p>Goal: at most {report.goal:.2%} worse than the source.</p>"
+    goal = "" if report.goal is None else f"<p>Goal: at most {100 * report.goal:g}% worse than the source.</p>"
     facts = _table(("", ""), [(name, value) for name, value in report.facts.items()])
     numbers = escape(json.dumps(asdict(report), indent=1))
     return "\n".join(

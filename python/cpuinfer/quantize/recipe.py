@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 
@@ -19,6 +20,8 @@ METHODS = (*DATA_FREE, *CALIBRATED)
 """Cheapest first."""
 FLOATS = ("F32", "F16", "BF16")
 """What a matrix may be kept as."""
+LEAST_GROUP = 32
+"""Weights that kernels take together: rows that are no multiple stay floats."""
 SENSITIVE = ("model.embed_tokens", "model.embed_positions", "lm_head")
 
 
@@ -52,14 +55,31 @@ class Recipe:
 
 
 def assign(
-    weights: Mapping[str, Weight], scheme: str, *, sensitive: str, keep: Sequence[tuple[str, str]] = ()
+    weights: Mapping[str, Weight],
+    scheme: str,
+    packed: AbstractSet[str],
+    *,
+    one_type: bool = False,
+    keep: Sequence[tuple[str, str]] = (),
 ) -> dict[str, str]:
-    """The encoding of every matrix: `scheme`, but `sensitive` of embeddings and head, and what `keep` says."""
+    """The encoding of every matrix of a folder: `scheme` of those that may be `packed`, but for what `keep` says.
+
+    Embeddings, head and routers stay floats.  one_type: and so do matrices that the scheme itself does not divide,
+    where else a smaller group is taken.
+    """
     matrices = {name: weight for name, weight in weights.items() if len(weight.shape) == 2}
-    chosen = {name: sensitive if name in SENSITIVE else scheme for name in matrices}
+    chosen = {}
+    for name, weight in matrices.items():
+        encoding = fitting_encoding(scheme, weight.shape[1])
+        plain = name in SENSITIVE or name not in packed or (one_type and encoding != scheme)
+        chosen[name] = _as_float(weight) if plain or encoding in FLOATS else encoding
     chosen |= {name: "F32" for name in matrices if _is_router(name, matrices)}
-    chosen = {name: fitting_encoding(encoding, matrices[name].shape[1]) for name, encoding in chosen.items()}
     return asked_for(chosen, weights, keep)
+
+
+def _as_float(weight: Weight) -> str:
+    """Half of fp32, and what has 16 bits as it is."""
+    return "BF16" if weight.encoding == "BF16" else "F16"
 
 
 def asked_for(
@@ -81,16 +101,25 @@ def asked_for(
     return found
 
 
+def named(names: Iterable[str], keep: Sequence[tuple[str, str]]) -> set[str]:
+    """Those of the names that some pattern of `keep` fits."""
+    return {name for name in names for pattern, _ in keep if _fits(pattern, name)}
+
+
 def fitting_encoding(encoding: str, k: int) -> str:
     """The encoding, or the nearest of no fewer bits whose blocks divide rows of k."""
     for candidate in (encoding, *fallbacks(encoding)):
-        if candidate in FLOATS or k % schemes.find(candidate).block == 0 or schemes.find(candidate).block < 0:
+        if candidate in FLOATS or k % max(schemes.find(candidate).block, LEAST_GROUP) == 0:
             return candidate
     return "F16"
 
 
 def fallbacks(encoding: str) -> tuple[str, ...]:
-    """Types of blocks of 32 that llama.cpp takes where 256 do not divide a row."""
+    """Smaller groups of integers and tables; of types of blocks of 256, those of 32 that llama.cpp takes instead."""
+    kind, mark, rest = encoding.partition(":g")
+    if mark:
+        group, colon, way = rest.partition(":")
+        return tuple(f"{kind}:g{each}{colon}{way}" for each in (128, 64, 32) if each < int(group))
     return {
         "Q2_K": ("Q4_0",),
         "Q3_K": ("Q4_0",),

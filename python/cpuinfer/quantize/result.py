@@ -53,7 +53,7 @@ def as_scheme(source: Weight, scheme: Scheme, rows: Fetch, order: npt.NDArray[np
         has_bias=form is not None and form.has_bias,
         table=table,
         input_order=None if order is None else order.astype(np.int32),
-        whole=False,
+        whole=source.whole or source.input_order is not None,
     )
 
 

@@ -11,8 +11,9 @@ from cpuinfer import gguf
 from cpuinfer.checkpoint import open_checkpoint
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.loader import Blueprint
-from cpuinfer.quantize import gguf_keys, gguf_names, placement
+from cpuinfer.quantize import folder_output, gguf_keys, gguf_names, holding, placement
 from cpuinfer.quantize.mixes import MIXES, ModelShape, fitting, is_encoded, tensor_types
+from cpuinfer.quantize.placement import Placed
 from cpuinfer.quantize.recipe import FLOATS, asked_for, assign
 from cpuinfer.quantize.scheme import BLOCK_NAMES
 from cpuinfer.weight import Weight
@@ -46,6 +47,9 @@ K_OF_BITS: Mapping[int, str] = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "
 """What a number stands for in `keep`, of a GGUF file."""
 NAMED_LIKE: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """The mix whose number stands for files of one type for all."""
+
+NEAREST = "Q4_K_M"
+"""The mix whose number stands for types chosen one by one: readers show it, and use nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,11 @@ def choose(
 
 
 def usual(target: Target, bits: int | None) -> Target:
-    """The size that one method takes where several were left open."""
+    """What one method takes where several sizes were left open: the first of these that fits the model."""
     if target.kind == "gguf":
         return Target("gguf", (OF_BITS.get(bits or 4, "Q4_K_M"),))
     wanted = [label for label in target.labels if not label.startswith("int") or label.startswith(f"int{bits or 4}:")]
-    return Target(target.kind, tuple(wanted or target.labels)[:1])
+    return Target(target.kind, tuple(wanted or target.labels))
 
 
 def _packed(kind: Kind, bits: int | None, table: str, group: int | None, symmetric: bool | None) -> tuple[str, ...]:
@@ -116,26 +120,49 @@ def encodings(
 ) -> dict[str, str]:
     """The encoding of every matrix, by our name.  importance: whether inputs are looked at, as mixes ask.
 
-    keep: see ``recipe.assign``; a number stands for as many bits of the target's own kind.
+    keep: see ``recipe.asked_for``; a number stands for as many bits of the target's own kind.
+    Raises InvalidRequest or UnsupportedFormat for what such a file cannot hold.
     """
-    weights = blueprint.source.weights
+    source = blueprint.source
+    weights = source.weights
     kept = [(pattern, _meant(target, label, wanted)) for pattern, wanted in keep]
-    if target.kind != "gguf":
-        return assign(weights, label, sensitive="F16", keep=kept)
-    return asked_for(mix_of(blueprint.source, label, importance=importance), weights, kept)
+    tensors = tensors_of(target, source)
+    if target.kind == "gguf":
+        placed, architecture = _placed(source)
+        chosen = asked_for(mix_of(source, placed, architecture, label, importance=importance), weights, kept)
+    else:
+        packed = {part for parts in tensors.values() for part in parts}
+        packed -= holding.refused_shapes(target.kind, label, weights, tensors)
+        chosen = assign(weights, label, packed, one_type=target.kind == "gptq", keep=kept)
+    holding.check(target.kind, chosen, weights, tensors)
+    return chosen
 
 
-def mix_of(source: Source, label: str, *, importance: bool) -> dict[str, str]:
-    """The type of every matrix in a mix of llama.cpp's, or in one type for all, by our name."""
+def tensors_of(target: Target, source: Source) -> dict[str, tuple[str, ...]]:
+    """The matrices of such a file that may be encoded, by name: our weights that each is made of."""
+    if target.kind == "gguf":
+        return {each.name: each.parts for each in _placed(source)[0]}
+    return folder_output.tensors_of(source)
+
+
+def _placed(source: Source) -> tuple[list[Placed], str]:
+    """The matrices of a GGUF file of the source, and its architecture's name there."""
     if source.kind == "GGUF":
         checkpoint = open_checkpoint(source.path)
         names = gguf.find_architecture(checkpoint).gguf_names
-        placed = list(placement.find(gguf.stored_weights(checkpoint), names, source.config).values())
+        found = list(placement.find(gguf.stored_weights(checkpoint), names, source.config).values())
         architecture = checkpoint.require("general.architecture", str)
     else:
-        placed = gguf_names.place(source.config, source.weights)
+        found = gguf_names.place(source.config, source.weights)
         architecture = gguf_keys.architecture_of(source.config)
-    shapes = [(each.name, each.shape) for each in placed if len(each.shape) > 1]
+    return [each for each in found if len(each.shape) > 1], architecture
+
+
+def mix_of(
+    source: Source, placed: Sequence[Placed], architecture: str, label: str, *, importance: bool
+) -> dict[str, str]:
+    """The type of every matrix in a mix of llama.cpp's, or in one type for all, by our name."""
+    shapes = [(each.name, each.shape) for each in placed]
     if label in MIXES:
         config = source.config
         model = ModelShape(
@@ -150,7 +177,7 @@ def mix_of(source: Source, label: str, *, importance: bool) -> dict[str, str]:
         types = {name: fitting(label, shape[-1]) for name, shape in shapes if is_encoded(name, shape)}
     else:
         raise InvalidRequest(f"gguf type {label!r}: expected {', '.join(MIXES)}, or one of {', '.join(BLOCK_NAMES)}")
-    return {part: types.get(each.name, "F32") for each in placed if len(each.shape) > 1 for part in each.parts}
+    return {part: types.get(each.name, "F32") for each in placed for part in each.parts}
 
 
 def _meant(target: Target, label: str, wanted: str) -> str:
@@ -182,7 +209,7 @@ def write(
     if target.kind == "gguf":
         from cpuinfer.quantize.gguf_output import write_gguf
 
-        number = MIXES[NAMED_LIKE.get(label, label)].file_type
+        number = MIXES.get(NAMED_LIKE.get(label, label), MIXES[NEAREST]).file_type
         write_gguf(out, source, weights, file_type=number, overwrite=overwrite, threads=threads, progress=progress)
         return
     from cpuinfer.quantize import compressed_output, gptq_output, own_output

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from zipfile import BadZipFile
 
@@ -22,12 +26,24 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 KINDS: Mapping[str, type[Rows]] = {kind.__name__: kind for kind in (IntegerRows, TableRows, BlockRows, FloatRows)}
 BY_ROW = {"codes", "scale", "bias", "zeros", "raw", "values"}
 """What of such rows has a part for each of them."""
+DAMAGE = (
+    *(OSError, EOFError, BadZipFile, zlib.error, struct.error),
+    *(ValueError, TypeError, KeyError, AttributeError, RuntimeError, SyntaxError),
+)
+"""What reading such a file raises where it is not one."""
+KEPT = 4
+"""Matrices in memory: one, or queries, keys and values that a file has together."""
 STAGE, STATE = "stage-{:04}.npz", "state.npz"
 
 
 def folder_of(target: Path) -> Path:
     """Where the work towards a file or folder is kept."""
     return target.parent / f".{target.name}.partial"
+
+
+def delete_all(target: Path) -> None:
+    """The work of all recipes towards a target, which is there, or nothing comes of it."""
+    shutil.rmtree(folder_of(target), ignore_errors=True)
 
 
 class Work:
@@ -38,6 +54,8 @@ class Work:
 
     def __init__(self, target: Path, key: str) -> None:
         self.folder = folder_of(target) / key
+        self._read_last: OrderedDict[tuple[int, str], Rows] = OrderedDict()
+        self._lock = Lock()
         with told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +76,7 @@ class Work:
     def names(self, index: int) -> dict[str, set[str]]:
         """What was saved of a stage: "name/part" as the parts of each name."""
         found: dict[str, set[str]] = {}
-        with told(self.folder), np.load(self.folder / STAGE.format(index)) as members:
+        with self._sound(STAGE.format(index)) as members:
             for member in members.files:
                 name, _, part = member.rpartition("/")
                 found.setdefault(name, set()).add(part)
@@ -69,15 +87,24 @@ class Work:
         return self._read(f"{index:04}-{STATE}")
 
     def rows(self, index: int, prefix: str, encoding: str) -> Rows:
-        """Rows that ``row_arrays`` took apart, of a stage; its other arrays stay on disk."""
-        return rows_of(self._read(STAGE.format(index), prefix), prefix, encoding)
+        """Rows that ``row_arrays`` took apart, of a stage; its other arrays stay on disk.
+
+        The last few stay in memory, for those who take a matrix by some rows at a time.
+        """
+        with self._lock:
+            rows = self._read_last.pop((index, prefix), None)
+            if rows is None:
+                rows = rows_of(self._read(STAGE.format(index), prefix), prefix, encoding)
+            self._read_last[index, prefix] = rows
+            if len(self._read_last) > KEPT:
+                self._read_last.popitem(last=False)
+            return rows
 
     def delete(self) -> None:
-        """Once the target is there."""
+        """Where nothing comes of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        folder = self.folder.parent
-        if folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):  # others have begun on the same target
+            self.folder.parent.rmdir()
 
     def _write(self, name: str, arrays: Arrays) -> None:
         target = self.folder / name
@@ -94,11 +121,16 @@ class Work:
                 raise
 
     def _read(self, name: str, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+        with self._sound(name) as members:
+            return {key: members[key] for key in members.files if key.startswith(prefix)}
+
+    @contextmanager
+    def _sound(self, name: str) -> Iterator[Any]:
         path = self.folder / name
         try:
-            with np.load(path, allow_pickle=False) as members:
-                return {key: members[key] for key in members.files if key.startswith(prefix)}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+                yield members
+        except DAMAGE as error:
             raise CheckpointError(f"{path}: not what a run left there ({error}): delete {self.folder}") from None
 
 
