@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], place: Path, *words: object, cod
     assert [each.name for each in place.iterdir() if each.name.startswith(".")] == []
     *remarks, line = found.err.splitlines()
     assert found.out == ""
-    assert all(" bits, KL " in remark for remark in remarks)
+    assert all(" bits, KL " in remark or "already" in remark for remark in remarks)
     return line
 
 
@@ -75,7 +75,7 @@ REFUSALS: Refusals = {
     "one place for both": (("-o", "out.gguf", "--report", "out.gguf"), "expected a file of its own"),
     "no text": (("-o", "out.gguf", "--calibration", "none.txt"), "none.txt: No such file"),
     "an empty text": (("-o", "out.gguf", "--calibration", "empty.txt"), "empty.txt: is empty"),
-    "a short text": (("-o", "out.gguf", "--calibration", "short.txt"), "short.txt: 4 tokens to calibrate on, expected"),
+    "a short text": (("-o", "out.gguf", "--calibration", "short.txt"), "tokens to calibrate on, expected at least one"),
     "bytes for a text": (("-o", "out.gguf", "--calibration", "bytes.txt"), "bytes.txt: byte 0 is not UTF-8"),
 }
 
@@ -135,7 +135,8 @@ def test_a_damaged_source_is_one_line(
     for method in ("rtn", "gptq"):
         words = (source, "-o", place / "out.gguf", "--method", method, "--format", "gguf:Q4_0", *measured)
         line = refused_with_work(capsys, place, *words, "--calibration", text)
-        assert str(source) in line or "model.layers.1.mlp.up_proj" in line
+        assert str(source) in line or "model.layers.1.mlp.up_proj" in line, line
+        assert damage != "NaN" or "model.layers.1.mlp.up_proj" in line, line
 
 
 def refused_with_work(capsys: pytest.CaptureFixture[str], place: Path, *words: object) -> str:

@@ -206,14 +206,14 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
     facts = report.facts_of(model.blueprint, text.calibration, text.name)
     facts |= {"windows": f"{args.windows} of {args.length}", "threads": str(args.threads)}
 
-    shared: dict[str, dict[str, str]] = {}
+    shared: list[dict[str, str]] = []
 
     def recipe(label: str, method: str) -> Recipe:
         importance = method in CALIBRATED
         if args.bpw is not None:
             if not shared:
-                shared[label] = _share(args, model, chosen, label, facts)
-            encodings, label = shared[label], f"{args.bpw:g} bpw"
+                shared.append(_share_out(args, model, chosen, label, facts))
+            encodings, label = shared[0], f"{args.bpw:g} bpw"
         else:
             encodings = target.encodings(chosen, label, model.blueprint, args.keep, importance=importance)
         return Recipe(method=method, encodings=encodings, label=label, iterations=args.iterations, facts=facts)
@@ -221,7 +221,9 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
     return recipe
 
 
-def _share(args: argparse.Namespace, model: Model, chosen: Target, label: str, facts: dict[str, str]) -> dict[str, str]:
+def _share_out(
+    args: argparse.Namespace, model: Model, chosen: Target, label: str, facts: dict[str, str]
+) -> dict[str, str]:
     """The encodings of --bpw; what was measured for them stays beside OUT until that is written."""
     from cpuinfer.quantize import target
     from cpuinfer.quantize.budget import Budget, share

@@ -18,26 +18,25 @@ WORST = 5
 
 
 def tables_of(report: Report) -> list[Table]:
-    """Candidates; what was written; the matrices that lost most."""
+    """Candidates, with KL in nats a token and how perplexity rose; what was written; the matrices that lost most."""
     return [_candidates(report), _written(report), *([_worst(report)] if report.errors else [])]
 
 
 def _candidates(report: Report) -> Table:
     goal = "" if report.goal is None else f", goal {100 * report.goal:g}%"
-    columns = ("type", "method", "bits", "size", "KL, nats", "+-", "perplexity", "x source", "")
-    table = new_table(f"{report.source} on held-out text{goal}", *columns, left=2)
+    columns = ("type", "method", "bits", "size", "KL", "+-", "rise", "")
+    table = new_table(f"{report.source} on held-out text{goal}: KL in nats, rise of perplexity", *columns, left=2)
     for row in report.rows:
         verdict = "kept" if row.kept else "" if row.meets is None else "meets" if row.meets else "misses"
         add_row(
             table,
             row.label,
             row.method,
-            f"{row.bits:.3f}",
+            f"{row.bits:.2f}",
             megabytes(row.bytes),
             f"{row.divergence.value:.5f}",
             _half(row.divergence),
-            f"{row.perplexity.value:.3f}",
-            f"{row.perplexity_ratio.value:.4f}",
+            f"{row.perplexity_ratio.value - 1:+.2%}",
             verdict,
         )
     return table
@@ -46,7 +45,7 @@ def _candidates(report: Report) -> Table:
 def _half(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"{(estimate.high - estimate.low) / 2:.5f}"
+    return f"{(estimate.high - estimate.low) / 2:.4f}"
 
 
 def _written(report: Report) -> Table:

@@ -8,9 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from cpuinfer.errors import NumericalError
 from cpuinfer.evaluate import choices, divergence, save_logits
 from cpuinfer.llm import LLM
 from cpuinfer.loader import Blueprint
+from cpuinfer.quantize.forward import read_matrix
 from cpuinfer.weight import Weight
 
 if TYPE_CHECKING:
@@ -61,9 +65,12 @@ class Judge:
         self._accuracy: float | None = None
 
     def __enter__(self) -> Judge:
-        with self._opened(self._blueprint) as llm:
-            save_logits(llm, self._text, self._path, window=self._window)
-            self._accuracy = self._answers(llm)
+        try:
+            with self._opened(self._blueprint) as llm:
+                save_logits(llm, self._text, self._path, window=self._window)
+                self._accuracy = self._answers(llm)
+        except NumericalError as error:
+            raise self._explained(error) from None
         return self
 
     def __exit__(
@@ -77,6 +84,13 @@ class Judge:
         with self._opened(replace(self._blueprint, source=source)) as llm:
             found = divergence(llm, self._text, self._path)
             return Verdict(found, self._answers(llm), self._accuracy)
+
+    def _explained(self, error: NumericalError) -> NumericalError:
+        """The error, or one that names the weight it comes of."""
+        for weight in self._blueprint.source.weights.values():
+            if not np.isfinite(read_matrix(weight)).all():
+                return NumericalError(f"{self._blueprint.source.path}: {weight.name}: holds NaN or infinity")
+        return error
 
     def _opened(self, blueprint: Blueprint) -> LLM:
         return LLM(blueprint, threads=self._threads, context=self._context, prefix_cache=0, deterministic=True)
