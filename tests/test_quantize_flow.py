@@ -244,3 +244,16 @@ def test_threads_change_no_bit(folder: Path, text: Path, tmp_path: Path) -> None
     assert run(*options, "-o", tmp_path / "one.gguf", "-t", 1) == 0
     assert run(*options, "-o", tmp_path / "two.gguf", "-t", 2) == 0
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["rtn", "importance"])
+def test_rows_come_in_any_stretches(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
+    blueprint = loader.open_model(folder, quantize="none")
+    model = flow.Model(blueprint=blueprint, text=read_text(text), count=3, length=48, threads=1)
+    encodings = target.encodings(target.Target("gguf", ("Q4_0",)), "Q4_0", blueprint, (), importance=True)
+    recipe = Recipe(method=method, encodings=encodings, label="Q4_0")
+    outcome, _ = flow.quantise(model, recipe, tmp_path / "out", lambda _what, _share: None)
+    for name, weight in outcome.weights.items():
+        if len(weight.shape) == 2:
+            whole = weight.rows(0, weight.shape[0]).to_float(np.float64)
+            assert np.array_equal(weight.rows(5, 21).to_float(np.float64), whole[5:21]), name
