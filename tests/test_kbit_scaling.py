@@ -237,6 +237,7 @@ def test_blocks_types_and_outliers_are_judged_by_their_losses() -> None:
 
 
 def test_a_study_measures_once_and_writes_its_report(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     whole = write_tiny_llama(tmp_path / "tiny.gguf", encoding="F32", embedding="F32")
     folder = tiny_folder.write_folder(tmp_path / "tiny", tiny_folder.tensors_of(whole))
     text = tmp_path / "text.txt"
