@@ -1,6 +1,6 @@
 """The k-bit scaling study (arXiv 2212.09720) on small models: bits, types and block sizes against perplexity.
 
-    PYTHONPATH=tests python tests/train_tiny.py                 (once; the models, about an hour)
+    PYTHONPATH=tests python tests/train_tiny.py                 (once, and long; the models)
     python benchmarks/kbit_scaling.py --out FOLDER [--quick] [MODEL ...]      (needs the extras `bench` and `test`)
 
 MODEL: a folder or GGUF file; by default the trained ones in the cache folder.  What is measured is kept in

@@ -1,7 +1,7 @@
 """The methods of `cpuinfer quantize` side by side, and llama.cpp's own quantiser with the same importance.
 
     python benchmarks/quantisers.py MODEL_FOLDER... --calibration TEXT --held-out TEXT --questions FILE.jsonl \\
-        --ggml libggml-base.so > results/NAME.md                 (models and texts of tests/train_tiny.py: ten minutes)
+        --ggml libggml-base.so > results/NAME.md                 (models and texts of tests/train_tiny.py)
 
 Models of one type have the same types of tensors, so the same bits.  KL is to the folder as it is, in nats a token of
 the held-out text, with 95 % intervals that take windows as independent.  llama.cpp's quantiser is the

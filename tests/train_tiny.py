@@ -1,6 +1,6 @@
 """Trains small GPT-NeoX and Llama models, for studies of what rounding weights loses; seeded, resumable by model.
 
-    python tests/train_tiny.py [--size NAME ...] [--out FOLDER]        (needs the extra `parity`; an hour on one core)
+    python tests/train_tiny.py [--size NAME ...] [--out FOLDER]        (needs the extra `parity`; long)
 
 FOLDER, by default `trained` in the cache folder (CPUINFER_CACHE), gets a Hugging Face folder for each model; text/ with
 calibration.txt, validation.txt and heldout.txt, no paragraph of which was trained on; and choice.jsonl, questions made

@@ -38,9 +38,14 @@ def to_json(result: object) -> str:
 
 def write_record(result: object, path: Path) -> None:
     """Write a result as JSON, whole or not at all."""
+    write_whole(path, to_json(result).encode() + b"\n")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file, whole or not at all."""
     file = AtomicFile(path)
     try:
-        file.write(to_json(result).encode() + b"\n")
+        file.write(content)
         file.publish()
     except BaseException:
         file.discard()

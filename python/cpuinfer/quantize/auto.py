@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.quantize.flow import Made, Model, Progress, bits, quantise, refusal, size
+from cpuinfer.quantize.calibrated import Progress
+from cpuinfer.quantize.flow import Made, Model, bits, quantise, refusal, size
 from cpuinfer.quantize.judge import Judge, Verdict
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.scheme import find
@@ -16,7 +17,7 @@ from cpuinfer.weight import Weight
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
 THOROUGH: tuple[Method, ...] = (*METHODS, "autoround")
 HOPELESS = 8.0
-"""Times the goal: from so large a loss on no method has brought a size back, and the next size's turn comes."""
+"""Times the goal: after so large a loss a size is given up, and the next one's turn comes.  A choice, to save time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cpuinfer.errors import UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.ops import Embed, Experts, Glu, Linears, Op, Value, inputs, outputs
+from cpuinfer.quantize.stages import tensors
 
 _LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.)")
 
@@ -27,7 +28,7 @@ class Block:
 
     def tensors(self) -> tuple[str, ...]:
         """Everything its ops read but their inputs."""
-        return tuple(dict.fromkeys(name for op in self.ops for name in _tensors(op)))
+        return tuple(dict.fromkeys(name for op in self.ops for name in tensors(op)))
 
 
 def matrices(op: Op) -> tuple[str, ...]:
@@ -67,10 +68,3 @@ def _block(name: str, ops: tuple[Op, ...], graph: Graph) -> Block:
             f"{name}: reads {len(entering)} values of other blocks and makes {len(leaving)}, expected 1 and 1"
         )
     return Block(name, ops, entering.pop(), leaving.pop())
-
-
-def _tensors(op: Op) -> list[str]:
-    norm = getattr(op, "norm", None)
-    names = [] if norm is None else [norm.weight, *([norm.bias] if norm.bias else [])]
-    biases = [bias for bias in op.biases if bias] if isinstance(op, (Linears, Glu)) else []
-    return [*names, *matrices(op), *biases]

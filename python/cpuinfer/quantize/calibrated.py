@@ -75,7 +75,8 @@ class Calibrated:
         values |= {name: read_matrix(self._plain(name)) for name in self._tables() & values.keys() - tables}
         layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values)
         if layer.rounded:
-            layer.round(layer.measure(states, self.texts), foldings(graph), states)
+            folded = foldings(graph) if self.recipe.method == "awq" else ()
+            layer.round(layer.measure(states, self.texts), folded, states)
         after = [] if last else run_stage(graph, stage, layer.values, states, self.texts)
         self.work.save(index, self._arrays(layer), _state_arrays(after))
         return after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,15 +11,13 @@ from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Experts
 from cpuinfer.quantize.block import blocks
-from cpuinfer.quantize.calibrated import Calibrated, Outcome
+from cpuinfer.quantize.calibrated import Calibrated, Outcome, Progress
 from cpuinfer.quantize.calibration import Text, windows
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.result import plain
 from cpuinfer.quantize.work import Work
 from cpuinfer.weight import Weight
 
-Progress = Callable[[str, float], None]
-"""Takes what is being done and the share that is done."""
 WINDOWS, LENGTH = 128, 512
 """Stretches of calibration text, and tokens of each."""
 Made = tuple[Outcome, Work | None]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from cpuinfer.evaluate.records import AtomicFile
+from cpuinfer.evaluate.records import write_whole
 from cpuinfer.quantize.report import Report, by_kind
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 300, 70, 40
@@ -24,13 +24,7 @@ svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-seri
 
 def write_page(report: Report, path: Path) -> None:
     """The page, whole or not at all."""
-    file = AtomicFile(path)
-    try:
-        file.write(page_of(report).encode())
-        file.publish()
-    except BaseException:
-        file.discard()
-        raise
+    write_whole(path, page_of(report).encode())
 
 
 def page_of(report: Report) -> str:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.quantize import scheme as schemes
+from cpuinfer.quantize.mixes import NARROW
 from cpuinfer.weight import Weight
 
 Method = str
@@ -120,14 +121,7 @@ def fallbacks(encoding: str) -> tuple[str, ...]:
     if mark:
         group, colon, way = rest.partition(":")
         return tuple(f"{kind}:g{each}{colon}{way}" for each in (128, 64, 32) if each < int(group))
-    return {
-        "Q2_K": ("Q4_0",),
-        "Q3_K": ("Q4_0",),
-        "IQ4_XS": ("IQ4_NL",),
-        "Q4_K": ("Q5_0",),
-        "Q5_K": ("Q5_1",),
-        "Q6_K": ("Q8_0",),
-    }.get(encoding, ())
+    return (NARROW[encoding],) if encoding in NARROW else ()
 
 
 def _fits(pattern: str, name: str) -> bool:

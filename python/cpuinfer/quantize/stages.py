@@ -43,7 +43,7 @@ class Stage:
 
     def weights(self) -> list[str]:
         """All it reads, each once."""
-        return list(dict.fromkeys(name for op in self.ops for name in _read(op)))
+        return list(dict.fromkeys(name for op in self.ops for name in tensors(op)))
 
 
 def cut(graph: Graph) -> list[Stage]:
@@ -63,8 +63,8 @@ def _stage(op: Op) -> str:
     return found[1] if found else ""
 
 
-def _read(op: Op) -> Iterator[str]:
-    """The weights of an op, its norm's and biases too."""
+def tensors(op: Op) -> Iterator[str]:
+    """All tensors that an op reads: its norm's, its matrices or tables, their biases."""
     norm: Norm | None = None
     names: Sequence[str | None] = ()
     match op:
