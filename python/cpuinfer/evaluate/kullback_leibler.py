@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,15 +151,15 @@ def save_logits(
     return reading.perplexity(items)
 
 
-class _Reference:
+class _Reference(ABC):
     """Where the other rows come from, window by window."""
 
     reading: Reading
     subject: Subject
 
+    @abstractmethod
     def windows(self) -> Iterator[Iterator[Row]]:
         """The rows of each window, to be taken before the next."""
-        raise NotImplementedError
 
 
 class _OpenReference(_Reference):

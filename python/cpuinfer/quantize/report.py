@@ -59,7 +59,7 @@ class Report:
         errors: of matrices rounded by what they read: the squared error, weighted by the mean square of the inputs,
             by the weighted square of the weights.
         tokens_per_second: that this machine can decode at most: its read bandwidth by the bytes a token reads.
-        recipe: sixteen letters that stand for everything the result depends on.
+        recipe: sixteen letters that stand for the recipe and the facts.
     """
 
     source: str
@@ -76,7 +76,7 @@ class Report:
 
 
 def facts_of(blueprint: Blueprint, text: str, name: str) -> dict[str, str]:
-    """What a result depends on beside its recipe."""
+    """What a result depends on beside its recipe; of the source's files size and time, not contents."""
     files = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in blueprint.source.files]
     return {
         "source files": hashlib.sha256("\n".join(files).encode()).hexdigest(),
