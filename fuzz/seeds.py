@@ -81,10 +81,10 @@ def _write_published(folder: Path) -> None:
 
 def _pieces(model: str) -> bytes:
     texts = [SPACE, "a", "b", "ab", SPACE + "a", SPACE + "ab"]
-    pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-    pieces += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
-    pieces += [(text, -float(rank), NORMAL) for rank, text in enumerate(texts)]
-    return model_proto(pieces, model=model, unknown=0, add_prefix=True, remove_extra=False)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *texts]
+    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(texts)
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(texts))]
+    return model_proto(pieces, scores, types, model=model, unknown=0, add_prefix=True, remove_extra=False)
 
 
 if __name__ == "__main__":
