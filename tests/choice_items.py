@@ -1,4 +1,4 @@
-"""Questions of four choices made from text: which continuation belongs to the beginning of a paragraph?"""
+"""Questions of four choices made from text: which continuation belongs to the beginning of a stretch?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ITEMS = 1000
+ITEMS = 4000
 CHOICES = 4
 CONTEXT_WORDS, CONTINUATION_WORDS = 40, 12
 """About: both end where a word does."""
@@ -17,7 +17,7 @@ CONTEXT_WORDS, CONTINUATION_WORDS = 40, 12
 def write(path: Path, documents: Sequence[str], *, seed: int, items: int = ITEMS) -> int:
     """A JSON object a line: context, choices, answer (the right one's index).  Returns how many there are.
 
-    Wrong choices are right for other paragraphs, none of the same document where there are enough.
+    Wrong choices are right for other stretches, none of the same document where there are enough.
     """
     generator = random.Random(seed)
     pieces = [piece for number, text in enumerate(documents) for piece in _pieces(text, number)]
@@ -28,12 +28,10 @@ def write(path: Path, documents: Sequence[str], *, seed: int, items: int = ITEMS
 
 
 def _pieces(text: str, document: int) -> Iterator[tuple[str, str, int]]:
-    """Context and continuation of every paragraph long enough."""
-    words = CONTEXT_WORDS + CONTINUATION_WORDS
-    pattern = re.compile(rf"((?:\S+\s+){{{CONTEXT_WORDS - 1}}}\S+)((?:\s+\S+){{{CONTINUATION_WORDS}}})")
-    for paragraph in re.split(r"\n\s*\n", text):
-        if len(paragraph.split()) >= words and (found := pattern.match(paragraph)):
-            yield found[1], found[2], document
+    """Context and continuation of one stretch after another, paragraphs joined."""
+    stretch = re.compile(rf"((?:\S+\s+){{{CONTEXT_WORDS - 1}}}\S+)((?:\s+\S+){{{CONTINUATION_WORDS}}})")
+    for found in stretch.finditer(text):
+        yield found[1], found[2], document
 
 
 def _item(
@@ -43,6 +41,6 @@ def _item(
     others = list({other for _, other, number in generator.sample(pieces, min(len(pieces), 24)) if number != document})
     if len(others) < CHOICES - 1:
         return None
-    choices = [truth, *sorted(others)[: CHOICES - 1]]
+    choices = [truth, *generator.sample(sorted(others), CHOICES - 1)]
     generator.shuffle(choices)
     return {"context": context, "choices": choices, "answer": choices.index(truth)}

@@ -24,7 +24,7 @@ import training_text
 from cpuinfer.store.cache import cache_folder
 
 VOCABULARY = 4096
-BATCH, CONTEXT = 8, 256
+BATCH, CONTEXT = 4, 256
 """Windows a step, tokens a window; each begins with <|endoftext|>, as what is scored later does."""
 SEED = 20221209
 END = "<|endoftext|>"
@@ -49,12 +49,12 @@ class Size:
 
 
 SIZES = (
-    Size("llama-1m", "llama", 128, 4, 2, 384, 1000, 4e-3),
-    Size("neox-1m", "gpt_neox", 128, 2, 2, 512, 1000, 4e-3),
-    Size("llama-4m", "llama", 256, 4, 4, 768, 800, 2.5e-3),
-    Size("neox-4m", "gpt_neox", 256, 3, 4, 1024, 800, 2.5e-3),
-    Size("llama-12m", "llama", 512, 4, 8, 1024, 700, 1.5e-3),
-    Size("neox-12m", "gpt_neox", 512, 3, 8, 2048, 700, 1.5e-3),
+    Size("llama-1m", "llama", 128, 4, 2, 384, 3000, 3e-3),
+    Size("neox-1m", "gpt_neox", 128, 2, 2, 512, 4000, 3e-3),
+    Size("llama-4m", "llama", 256, 4, 4, 768, 4500, 1.5e-3),
+    Size("neox-4m", "gpt_neox", 256, 3, 4, 1024, 5000, 1.5e-3),
+    Size("llama-12m", "llama", 512, 4, 8, 1024, 2000, 1e-3),
+    Size("neox-12m", "gpt_neox", 512, 3, 8, 2048, 2500, 1e-3),
 )
 """Smallest first.  Rows of weights are multiples of 256, but for 1m, so that all block types apply."""
 
@@ -155,7 +155,7 @@ def build(size: Size) -> Any:
     }
     if size.architecture == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(**common))
-    return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=size.heads, tie_word_embeddings=True))
+    return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=size.heads))
 
 
 def _fit(model: Any, size: Size, stream: Any, steps: int) -> None:
@@ -179,7 +179,7 @@ def _fit(model: Any, size: Size, stream: Any, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             rate = (step + 1) * BATCH * CONTEXT / (time.monotonic() - started)
             print(f"{size.name}: step {step + 1}/{steps}, loss {smooth:.3f}, {rate:,.0f} tokens/s", flush=True)
 
