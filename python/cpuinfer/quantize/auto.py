@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.quantize.calibrated import Progress
 from cpuinfer.quantize.flow import Made, Model, bits, quantise, refusal, size
 from cpuinfer.quantize.judge import Judge, Verdict
+from cpuinfer.quantize.outcome import Progress
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.scheme import find
 from cpuinfer.weight import Weight
@@ -76,7 +76,7 @@ def search(
     for label in by_size(model, labels, recipe, methods[0]):
         for method in methods:
             wanted = recipe(label, method)
-            made = quantise(model, wanted, target, progress)
+            made = quantise(model, wanted, target, progress, keep=True)
             progress(f"{label} {method}: judged", 1.0)
             candidate = Candidate(wanted, made, judge.verdict(made[0].weights))
             tried.append(candidate)

@@ -11,8 +11,11 @@ from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Experts
 from cpuinfer.quantize.block import blocks
-from cpuinfer.quantize.calibrated import Calibrated, Outcome, Progress
+from cpuinfer.quantize.calibrated import Calibrated
 from cpuinfer.quantize.calibration import Text, windows
+from cpuinfer.quantize.measured import Inputs
+from cpuinfer.quantize.one_by_one import OneByOne
+from cpuinfer.quantize.outcome import Outcome, Progress
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.result import plain
 from cpuinfer.quantize.work import Work
@@ -57,25 +60,29 @@ class Model:
         return self._texts[0]
 
 
-def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress) -> Made:
-    """The weights of a recipe."""
-    if not recipe.calibrated:
-        source = model.blueprint.source.weights
+def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress, *, keep: bool = False) -> Made:
+    """The weights of a recipe.
+
+    keep: they will be taken more than once, so what takes long is done once, and kept beside the target until that is
+    whole.
+    """
+    blueprint = model.blueprint
+    if not recipe.calibrated and not (keep and recipe.method != "rtn"):
+        source = blueprint.source.weights
         weights = {name: plain(source[name], recipe.encodings.get(name), recipe.method) for name in source}
         return Outcome(weights, {}), None
-    if (reason := refusal(model.blueprint.graph, recipe.method)) is not None:
+    if (reason := refusal(blueprint.graph, recipe.method)) is not None:
         raise UnsupportedModel(reason)
-    texts = model.texts()
+    texts = model.texts() if recipe.calibrated else ()
     work = Work(target, recipe.key())
-    run = Calibrated(
-        blueprint=model.blueprint,
-        recipe=recipe,
-        texts=texts,
-        work=work,
-        threads=model.threads,
-        progress=progress,
-    )
+    shared = {"blueprint": blueprint, "threads": model.threads, "progress": progress}
+    run: OneByOne | Calibrated
     try:
+        if recipe.method == "importance" or not recipe.calibrated:
+            counted = Inputs(texts=texts, **shared).mean_squares(target, recipe.facts) if recipe.calibrated else {}
+            run = OneByOne(recipe=recipe, work=work, counted=counted, **shared)
+        else:
+            run = Calibrated(recipe=recipe, texts=texts, work=work, **shared)
         return run.run(), work
     except BaseException:
         if not work.finished():
