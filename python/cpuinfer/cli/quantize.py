@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep", type=_keep, default=[], metavar="NAME=BITS,...", help="others for some: lm_head=6")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="text (default: Python's own documentation)")
-    parser.add_argument("--windows", type=positive, default=128, metavar="N", help="stretches of it (default 128)")
+    parser.add_argument(
+        "--windows", type=positive, metavar="N", help="stretches of it (default: 128, fewer for 300M weights or more)"
+    )
     parser.add_argument("--length", type=positive, default=512, metavar="N", help="tokens of each (default 512)")
     parser.add_argument(
         "--no-measure", action="store_true", help="of a method other than auto: only write, compare nothing"
@@ -91,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if (already := flow.is_quantised(blueprint)) is not None:
         remark(f"{blueprint.source.path.name}: its weights are {already} already: what that lost stays lost")
     text = calibration.read_text(args.calibration)
+    args.windows = args.windows or flow.window_count(blueprint, args.length)
     model = flow.Model(blueprint=blueprint, text=text, count=args.windows, length=args.length, threads=args.threads)
     if args.method not in DATA_FREE:
         model.texts()  # refused now if it is too short, not after the methods that do without

@@ -15,6 +15,7 @@ from cpuinfer.quantize.scheme import find
 from cpuinfer.weight import Weight
 
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
+SLOW: tuple[Method, ...] = ("awq", "gptq", "autoround")
 THOROUGH: tuple[Method, ...] = (*METHODS, "autoround")
 HOPELESS = 8.0
 """Times the goal: after so large a loss a size is given up, and the next one's turn comes.  A choice, to save time."""
@@ -83,11 +84,20 @@ def search(
             found(candidate)
             if goal is not None and candidate.verdict.loss <= goal:
                 return Search(tuple(tried), candidate)
+            if goal is not None:
+                _let_go(candidate)
             if goal is not None and candidate.verdict.loss > HOPELESS * goal:
                 break
     if goal is not None:
         return Search(tuple(tried), None)
     return Search(tuple(tried), min(tried, key=lambda each: each.verdict.divergence.divergence.value))
+
+
+def _let_go(candidate: Candidate) -> None:
+    """What was kept of a candidate that will not be written, unless it took so long that a killed run should have it."""
+    work = candidate.made[1]
+    if work is not None and candidate.recipe.method not in SLOW:
+        work.delete()
 
 
 def by_size(

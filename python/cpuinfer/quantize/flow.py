@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from cpuinfer.errors import InvalidRequest, UnsupportedModel
 from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
-from cpuinfer.ops import Experts
+from cpuinfer.ops import Embed, Experts
 from cpuinfer.quantize.block import blocks
 from cpuinfer.quantize.calibrated import Calibrated
 from cpuinfer.quantize.calibration import Text, windows
+from cpuinfer.quantize.forward import Floats
 from cpuinfer.quantize.measured import Inputs
 from cpuinfer.quantize.one_by_one import OneByOne
 from cpuinfer.quantize.outcome import Outcome, Progress
@@ -22,7 +24,12 @@ from cpuinfer.quantize.work import Work
 from cpuinfer.weight import Weight
 
 WINDOWS, LENGTH = 128, 512
-"""Stretches of calibration text, and tokens of each."""
+"""Most stretches of calibration text, and tokens of each."""
+WORK = 15e12
+"""Products of tokens and weights that a pass over the calibration text takes at most: some three minutes at 150
+GFLOP/s, where fewer tokens will do."""
+ROWS = 2
+"""Tokens there are at least, for each input of the widest matrix: else products of inputs have too low a rank."""
 Made = tuple[Outcome, Work | None]
 """The weights of a recipe, and where those that took long are kept until the target is whole."""
 
@@ -33,7 +40,7 @@ class Model:
 
     blueprint: Blueprint
     text: Text
-    count: int = WINDOWS
+    count: int
     length: int = LENGTH
     threads: int = 1
     _texts: list[list[list[int]]] = field(default_factory=list)
@@ -60,6 +67,17 @@ class Model:
         return self._texts[0]
 
 
+def window_count(blueprint: Blueprint, length: int) -> int:
+    """As many stretches of calibration text as the model's size leaves time for, but not too few for its width."""
+    graph, weights = blueprint.graph, blueprint.source.weights
+    tables = {op.table for op in graph.ops if isinstance(op, Embed)}
+    shapes = [weights[name].shape for name in graph.used if len(weights[name].shape) == 2 and name not in tables]
+    if not shapes:
+        return WINDOWS
+    tokens = max(WORK / sum(n * k for n, k in shapes), ROWS * max(k for _, k in shapes))
+    return max(1, min(WINDOWS, math.ceil(tokens / length)))
+
+
 def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress, *, keep: bool = False) -> Made:
     """The weights of a recipe.
 
@@ -73,21 +91,31 @@ def quantise(model: Model, recipe: Recipe, target: Path, progress: Progress, *, 
         return Outcome(weights, {}), None
     if (reason := refusal(blueprint.graph, recipe.method)) is not None:
         raise UnsupportedModel(reason)
-    texts = model.texts() if recipe.calibrated else ()
+    if recipe.calibrated:
+        model.texts()  # refused before anything is made
     work = Work(target, recipe.key())
-    shared = {"blueprint": blueprint, "threads": model.threads, "progress": progress}
-    run: OneByOne | Calibrated
     try:
-        if recipe.method == "importance" or not recipe.calibrated:
-            counted = Inputs(texts=texts, **shared).mean_squares(target, recipe.facts) if recipe.calibrated else {}
-            run = OneByOne(recipe=recipe, work=work, counted=counted, **shared)
-        else:
-            run = Calibrated(recipe=recipe, texts=texts, work=work, **shared)
-        return run.run(), work
+        return _run(model, recipe, work, target, progress), work
     except BaseException:
         if not work.finished():
             work.delete()
         raise
+
+
+def _run(model: Model, recipe: Recipe, work: Work, target: Path, progress: Progress) -> Outcome:
+    blueprint, threads = model.blueprint, model.threads
+    texts = model.texts() if recipe.calibrated else ()
+    if recipe.calibrated and recipe.method != "importance":
+        return Calibrated(
+            blueprint=blueprint, recipe=recipe, texts=texts, work=work, threads=threads, progress=progress
+        ).run()
+    counted: Mapping[str, Floats] = {}
+    if recipe.calibrated:
+        inputs = Inputs(blueprint=blueprint, texts=texts, threads=threads, progress=progress)
+        counted = inputs.mean_squares(target, recipe.facts)
+    return OneByOne(
+        blueprint=blueprint, recipe=recipe, work=work, threads=threads, counted=counted, progress=progress
+    ).run()
 
 
 def refusal(graph: Graph, method: Method) -> str | None:

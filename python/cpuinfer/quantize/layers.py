@@ -94,9 +94,7 @@ class Layer:
                 one.add(x)
         return found
 
-    def _measure(
-        self, stage: Stage, states: Sequence[State], texts: Sequence[Sequence[int]]
-    ) -> dict[str, Statistics]:
+    def _measure(self, stage: Stage, states: Sequence[State], texts: Sequence[Sequence[int]]) -> dict[str, Statistics]:
         shared = self._empty(stage.shared_inputs())
         first = {id(one): name for name, one in reversed(shared.items())}
 

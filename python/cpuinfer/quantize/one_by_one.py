@@ -1,4 +1,4 @@
-"""Matrices rounded one by one, whatever becomes of others, each kept on disk: it is read to be judged and to be written."""
+"""Matrices rounded one by one, whatever becomes of others, kept on disk: they are read to be judged and written."""
 
 from __future__ import annotations
 
@@ -65,12 +65,13 @@ class OneByOne:
         def part(begin: int) -> tuple[Rows, float, float]:
             end = min(begin + step, n)
             rows = weight.rows(begin, end)
-            return rows, *_errors(source, rows, begin, end, counted)
+            lost, total = _errors(source, rows, begin, end, counted)
+            return rows, lost, total
 
         found = list(executor.map(part, range(0, n, step)))
         arrays = row_arrays(f"{name}/", concatenated([rows for rows, _, _ in found]))
         if counted is not None:
-            lost, total = (math.fsum(each[i] for each in found) for i in (1, 2))
+            lost, total = math.fsum(each[1] for each in found), math.fsum(each[2] for each in found)
             arrays[f"{name}/error"] = np.array(lost / total if total else 0.0)
         return arrays
 
@@ -81,5 +82,3 @@ def _errors(source: Weight, rows: Rows, begin: int, end: int, counted: Floats | 
         return 0.0, 0.0
     before = source.rows(begin, end).to_float(np.float32)
     return squares(before - rows.to_float(np.float32), counted), squares(before, counted)
-
-

@@ -21,7 +21,8 @@ Observe = Callable[[str, Floats], None]
 """Sees what a matrix reads, [tokens, k]; of experts, the tokens that each was given."""
 ROWS = 32
 """Of a gated layer's inner values, made at once: with what is in between they stay in the second cache."""
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Forward(Reference):
@@ -57,7 +58,7 @@ class Forward(Reference):
             for name in op.weights if isinstance(op, Linears) else (op.gate, op.up):
                 self._observe(name, x)
             return
-        self.apply(op, state, tokens)  # type: ignore[arg-type]
+        self.apply(op, state, tokens)
 
     def apply(self, op: Op, values: Any, tokens: Sequence[int]) -> Any:
         """One op on given inputs."""

@@ -34,7 +34,7 @@ def outcome(blueprint: Blueprint, recipe: Recipe, work: Work, stages: Sequence[o
     errors: dict[str, float] = {}
     for index in range(len(stages)):
         for name, kind in work.names(index).items():
-            weights[name] = _kept(recipe, work, index, source[name], name, kind)
+            weights[name] = _kept((work, index), source[name], name, recipe.encodings.get(name, "F32"), kind)
             if "error" in kind:
                 errors[name] = float(work.stage(index, f"{name}/error")[f"{name}/error"])
     for name in blueprint.graph.used:
@@ -43,8 +43,8 @@ def outcome(blueprint: Blueprint, recipe: Recipe, work: Work, stages: Sequence[o
     return Outcome({name: weights[name] for name in blueprint.graph.used}, errors)
 
 
-def _kept(recipe: Recipe, work: Work, index: int, source: Weight, name: str, kind: set[str]) -> Weight:
-    encoding = recipe.encodings.get(name, "F32")
+def _kept(place: tuple[Work, int], source: Weight, name: str, encoding: str, kind: set[str]) -> Weight:
+    work, index = place
     if "codes" not in kind and "raw" not in kind:
 
         def floats(begin: int, end: int) -> Rows:

@@ -77,12 +77,11 @@ def as_floats(source: Weight, rows: Fetch, encoding: str = "F32") -> Weight:
     )
 
 
-def plain(
-    source: Weight, encoding: str | None, method: str, counted: npt.NDArray[np.float32] | None = None
-) -> Weight:
+def plain(source: Weight, encoding: str | None, method: str, counted: npt.NDArray[np.float32] | None = None) -> Weight:
     """A tensor rounded as it is read, a stretch of rows at a time, by a method that takes each row by itself.
 
-    counted [k]: what the square of an error counts in each column.  None as the encoding leaves it as it is stored: vectors, and matrices that the file's own encoding is kept of.
+    counted [k]: what the square of an error counts in each column.  As encoding, None
+    leaves it as it is stored: vectors, and matrices that the file's own encoding is kept of.
     """
     if encoding is None or len(source.shape) == 1:
         return source
