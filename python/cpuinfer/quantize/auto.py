@@ -94,7 +94,7 @@ def search(
 
 
 def _let_go(candidate: Candidate) -> None:
-    """What was kept of a candidate that will not be written, unless it took so long that a killed run should have it."""
+    """Delete what was kept of a candidate that will not be written, unless it took long: a killed run should have it."""
     work = candidate.made[1]
     if work is not None and candidate.recipe.method not in SLOW:
         work.delete()
