@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,7 @@ def _recipes(args: argparse.Namespace, model: Model, chosen: Target) -> Callable
 
     shared: list[dict[str, str]] = []
 
+    @cache
     def recipe(label: str, method: str) -> Recipe:
         importance = method in CALIBRATED
         if args.bpw is not None:

@@ -21,8 +21,9 @@ from cpuinfer.quantize.stages import Stage, cut
 from cpuinfer.quantize.statistics import Statistics
 from cpuinfer.quantize.work import Work
 
-TEXTS = 16
-"""Of the stretches that calibration has: a mean of squares needs fewer than a matrix of products."""
+TEXTS = 8
+"""Of the stretches that calibration has.  A mean of squares needs fewer than a matrix of products: on two models of 4M
+weights in 3 and 4 bits, 8 stretches of 512 tokens give the KL of 128 within its standard error, 4 up to 14 % more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
