@@ -94,7 +94,7 @@ def search(
 
 
 def _let_go(candidate: Candidate) -> None:
-    """Delete what was kept of a candidate that will not be written, unless it took long: a killed run should have it."""
+    """Delete what was kept of a candidate that will not be written, unless it took long: a killed run then has it."""
     work = candidate.made[1]
     if work is not None and candidate.recipe.method not in SLOW:
         work.delete()
