@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the file or folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--method", choices=METHODS, default="auto", help="default auto")
-    parser.add_argument("--goal", type=_share, metavar="N%", help="of auto: the most that may be lost")
+    parser.add_argument("--goal", type=_share, metavar="SHARE", help="of auto: the most that may be lost, such as 1%%")
     parser.add_argument("--thorough", action="store_true", help="of auto: try autoround too, which takes long")
     parser.add_argument("--bits", type=integer(2, 8), metavar="N", help="bits of most weights (default: as auto finds)")
     parser.add_argument(
