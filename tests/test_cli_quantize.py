@@ -289,6 +289,5 @@ sys.exit(main(["quantize", *sys.argv[1:]]))
 
 
 def test_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        run("--help")
+    assert run("--help") == 0
     assert "--goal SHARE" in capsys.readouterr().out
