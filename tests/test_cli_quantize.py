@@ -286,3 +286,8 @@ sys.exit(main(["quantize", *sys.argv[1:]]))
     (work,) = (place / ".out.gguf.partial").iterdir()
     assert {each.name for each in work.iterdir()} == {"stage-0000.npz", "stage-0001.npz", "0001-state.npz"}
     assert [each.name for each in place.iterdir()] == [".out.gguf.partial"]
+
+
+def test_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "--goal SHARE" in capsys.readouterr().out

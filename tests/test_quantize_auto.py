@@ -45,7 +45,8 @@ class Run:
         self.tried: list[tuple[str, str]] = []
         self.losses = losses
 
-        def quantise(_model: object, wanted: Recipe, *_others: object) -> Any:
+        def quantise(_model: object, wanted: Recipe, *_others: object, keep: bool) -> Any:
+            assert keep
             self.tried.append((wanted.label, wanted.method))
             return SimpleNamespace(weights=wanted), None
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -237,6 +238,78 @@ def test_a_mixture_of_experts_is_written_with_its_router_in_fp32(
 def test_a_gguf_file_becomes_another(tiny_model: Path, text: Path, tmp_path: Path) -> None:
     source, weights = made(tiny_model, text, tmp_path / "out.gguf", "gguf:Q4_1", "awq")
     assert_holds(tmp_path / "out.gguf", source, as_written(source, weights))
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "inner", "expected"),
+    [
+        (12, 768, 3072, 128),  # 85M weights
+        (24, 1024, 4096, 54),  # 400M: what the time allows
+        (16, 2048, 8192, 24),  # 1.1G: 1.5 tokens for each of 8,192 inputs
+        (32, 4096, 11008, 33),  # 6.5G: 1.5 tokens for each of 11,008 inputs
+    ],
+)
+def test_large_models_have_fewer_stretches_of_text(layers: int, width: int, inner: int, expected: int) -> None:
+    shapes = {f"{i}.{name}": shape for i in range(layers) for name, shape in [("qkvo", (4 * width, width))]}
+    shapes |= {f"{i}.gate_up": (2 * inner, width) for i in range(layers)}
+    shapes |= {f"{i}.down": (width, inner) for i in range(layers)} | {"norm": (width,)}
+    weights = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    graph = SimpleNamespace(used=shapes, ops=())
+    blueprint: Any = SimpleNamespace(graph=graph, source=SimpleNamespace(weights=weights))
+    found = flow.window_count(blueprint, 512)
+    assert found == expected
+    assert flow.window_count(blueprint, 256) >= 2 * found - 1 or found == flow.WINDOWS
+
+
+@pytest.mark.parametrize("method", ["importance", "gptq", "opt-rtn"])
+def test_what_is_kept_is_rounded_once(
+    method: str, folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge and the writer take what was kept, and the file is that of a run without a judge."""
+    from cpuinfer.quantize.blocks import BlockScheme
+
+    rows: list[int] = []
+    encode = BlockScheme.encode
+
+    def counting(self: BlockScheme, w: Any, *others: Any, **more: Any) -> Any:
+        rows.append(len(w))
+        return encode(self, w, *others, **more)
+
+    monkeypatch.setattr(BlockScheme, "encode", counting)
+    options = (folder, "--method", method, "--format", "gguf:Q4_0", "--calibration", text, *FEW)
+    assert run(*options, "--no-measure", "-o", tmp_path / "plain.gguf") == 0
+    once = sum(rows)
+    rows.clear()
+    assert run(*options, "-o", tmp_path / "judged.gguf") == 0
+    if method != "gptq":  # whose table is rounded as it is read
+        assert sum(rows) == once
+    assert (tmp_path / "judged.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
+def test_importance_is_measured_once_for_all_sizes(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cpuinfer.quantize import measured
+
+    stages: list[str] = []
+    measure, mean_squares = measured.Inputs._measure, measured.Inputs.mean_squares
+    asked: list[object] = []
+
+    def counting(self: Any, stage: Any, *others: Any, **more: Any) -> Any:
+        stages.append(stage.name)
+        return measure(self, stage, *others, **more)
+
+    def asking(self: Any, *others: Any) -> Any:
+        asked.append(others)
+        return mean_squares(self, *others)
+
+    monkeypatch.setattr(measured.Inputs, "_measure", counting)
+    monkeypatch.setattr(measured.Inputs, "mean_squares", asking)
+    monkeypatch.setattr("cpuinfer.quantize.auto.METHODS", ("importance",))
+    options = (folder, "--goal", "0.001%", "--format", "gguf", "--bits", 4, "--calibration", text, *FEW)
+    assert run(*options, "-o", tmp_path / "out.gguf") in (0, 3)
+    assert len(asked) > 1
+    assert stages == ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.embed_tokens"]
 
 
 def test_threads_change_no_bit(folder: Path, text: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cpuinfer.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from cpuinfer.evaluate.scoring import Model
     from cpuinfer.llm import LLM
     from cpuinfer.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class Text:
     tokens: int
 
 
-def subject(llm: LLM) -> Subject:
+def subject(llm: LLM | Model) -> Subject:
     """Of a model."""
     files = [path for path in llm.path.rglob("*") if path.is_file()] if llm.path.is_dir() else [llm.path]
     return Subject(

@@ -13,7 +13,7 @@ from cpuinfer.errors import InvalidRequest
 from cpuinfer.evaluate.estimates import Estimate, mean_of_blocks
 from cpuinfer.evaluate.identity import Subject, Text
 from cpuinfer.evaluate.likelihood import Perplexity, Reading, WindowLoss
-from cpuinfer.evaluate.scoring import Progress, logits_before
+from cpuinfer.evaluate.scoring import Model, Progress, logits_before, logits_of
 from cpuinfer.evaluate.windows import Span, Windows
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def divergence(
 
 
 def save_logits(
-    llm: LLM,
+    llm: LLM | Model,
     text: str | Path,
     path: Path,
     *,
@@ -141,8 +141,8 @@ def save_logits(
         tokens=reading.tokens,
         scored=reading.scored,
     ) as writer:
-        for span, (context, continuation) in zip(reading.spans, reading.pairs(), strict=True):
-            rows = logits_before(llm, context, continuation)
+        pairs = list(reading.pairs())
+        for span, (_, continuation), rows in zip(reading.spans, pairs, logits_of(llm, pairs), strict=True):
             loss = -math.fsum(writer.add(row, target) for row, target in zip(rows, continuation, strict=True))
             items.append(WindowLoss(span.start, span.tokens, loss))
             done += span.tokens

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cpuinfer.errors import InvalidRequest
 from cpuinfer.evaluate.estimates import Estimate, mean_of_blocks
 from cpuinfer.evaluate.identity import Subject, Text, bos_of, encode, identify, read_text, subject
-from cpuinfer.evaluate.scoring import Progress, score_after
+from cpuinfer.evaluate.scoring import Model, Progress, score_after
 from cpuinfer.evaluate.windows import Windows, choose
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Reading:
     """A text as a model is to read it."""
 
     def __init__(
-        self, llm: LLM, text: str | Path, *, window: int | None, stride: int | None, context: int | None = None
+        self, llm: LLM | Model, text: str | Path, *, window: int | None, stride: int | None, context: int | None = None
     ) -> None:
         """`context`: of the model, or of another that is to read the same windows."""
         name, characters = read_text(text)

@@ -14,7 +14,7 @@ from cpuinfer.evaluate.estimates import Estimate, wilson
 from cpuinfer.evaluate.identity import Subject, subject
 from cpuinfer.evaluate.likelihood import check_batch
 from cpuinfer.evaluate.questions import Question, read_questions
-from cpuinfer.evaluate.scoring import Progress, score_after
+from cpuinfer.evaluate.scoring import Model, Progress, score_after
 
 if TYPE_CHECKING:
     from cpuinfer.llm import LLM
@@ -91,7 +91,7 @@ class Prepared:
 
 
 def choices(
-    llm: LLM,
+    llm: LLM | Model,
     questions: str | Path | Sequence[Question],
     *,
     normalise: str = "sum",
@@ -152,7 +152,7 @@ def with_letters(question: Question) -> Question:
     return replace(question, context=f"{question.stem.rstrip()}\n{shown}\nAnswer:", choices=letters)
 
 
-def prepare(llm: LLM, question: Question) -> Prepared:
+def prepare(llm: LLM | Model, question: Question) -> Prepared:
     """Tokenise a question's choices.  Raises InvalidRequest where one is too long, or nothing comes before it."""
     alone = _encode(llm.tokenizer, question.context)
     whole = [_encode(llm.tokenizer, question.text(choice)) for choice in question.choices]
@@ -179,7 +179,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _sums(llm: LLM, questions: Sequence[Prepared]) -> list[tuple[float, ...]]:
+def _sums(llm: LLM | Model, questions: Sequence[Prepared]) -> list[tuple[float, ...]]:
     """The log-probability of each choice of each question."""
     scores = iter(
         score_after(llm, [(question.context, each) for question in questions for each in question.continuations])

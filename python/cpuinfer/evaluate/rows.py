@@ -58,6 +58,15 @@ class RowComparer:
         return RowDivergence(max(0.0, value), first == other, at_x - math.log(sum_x), at_y - math.log(sum_y))
 
 
+def logprob(row: Row, target: int) -> float:
+    """The natural log-probability of a token.  Raises NumericalError for NaN or infinity."""
+    x = np.subtract(row, row.max(), dtype=np.float64)
+    found = float(x[target]) - math.log(float(np.add.reduce(np.exp(x))))
+    if not math.isfinite(found):
+        raise NumericalError("the logits hold NaN or infinity")
+    return found
+
+
 class RowCoder:
     """A row of log-probabilities as 16-bit codes: log p = largest - step * code, the least likely token having 65535.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpuinfer.describe import PAGE_TOKENS
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cpuinfer.llm import LLM
+    from cpuinfer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the whole."""
@@ -23,12 +26,46 @@ CHUNK = 32 << 20
 """Bytes of logits that a step gives at most, or those of a page of tokens where that is more."""
 
 
-def score_after(llm: LLM, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+class Model(ABC):
+    """A model that is computed by other means than an LLM's, as far as evaluations ask.  Attributes: as an LLM's."""
+
+    path: Path
+    tokenizer: Tokenizer
+    vocabulary: int
+    context: int
+    isa: str
+    kv_cache: str
+    deterministic: bool
+
+    @abstractmethod
+    def logits_before(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> Iterator[Iterator[npt.NDArray[np.float32]]]:
+        """As the function of this name, of each pair; each is taken before the next."""
+
+    def score_after(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        """As the function of this name."""
+        from cpuinfer.evaluate.rows import logprob
+
+        return [
+            [logprob(row, target) for row, target in zip(rows, continuation, strict=True)]
+            for rows, (_, continuation) in zip(self.logits_before(pairs), pairs, strict=True)
+        ]
+
+
+def logits_of(llm: LLM | Model, pairs: Iterable[tuple[Tokens, Tokens]]) -> Iterator[Iterator[npt.NDArray[np.float32]]]:
+    """``logits_before`` of each pair, each to be taken before the next."""
+    if isinstance(llm, Model):
+        return llm.logits_before(list(pairs))
+    return (logits_before(llm, *pair) for pair in pairs)
+
+
+def score_after(llm: LLM | Model, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
     """For each (context, continuation), the natural log-probability of each token of the continuation.
 
     All run together.  A context that several share is computed once, as far as it fills pages of the cache: the tokens
     on its last page are computed with each continuation.
     """
+    if isinstance(llm, Model):
+        return llm.score_after(pairs)
     shared = [list(context) for context, count in Counter(tuple(c) for c, _ in pairs).items() if count > 1]
     long = [context for context in shared if len(context) > PAGE_TOKENS]
     llm.run([Scoring(context, [-1] * len(context)) for context in long])

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.quantize.calibrated import Progress
 from cpuinfer.quantize.flow import Made, Model, bits, quantise, refusal, size
 from cpuinfer.quantize.judge import Judge, Verdict
+from cpuinfer.quantize.outcome import Progress
 from cpuinfer.quantize.recipe import FLOATS, Method, Recipe
 from cpuinfer.quantize.scheme import find
 from cpuinfer.weight import Weight
 
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
+SLOW: tuple[Method, ...] = ("awq", "gptq", "autoround")
 THOROUGH: tuple[Method, ...] = (*METHODS, "autoround")
 HOPELESS = 8.0
 """Times the goal: after so large a loss a size is given up, and the next one's turn comes.  A choice, to save time."""
@@ -76,18 +77,27 @@ def search(
     for label in by_size(model, labels, recipe, methods[0]):
         for method in methods:
             wanted = recipe(label, method)
-            made = quantise(model, wanted, target, progress)
+            made = quantise(model, wanted, target, progress, keep=True)
             progress(f"{label} {method}: judged", 1.0)
             candidate = Candidate(wanted, made, judge.verdict(made[0].weights))
             tried.append(candidate)
             found(candidate)
             if goal is not None and candidate.verdict.loss <= goal:
                 return Search(tuple(tried), candidate)
+            if goal is not None:
+                _let_go(candidate)
             if goal is not None and candidate.verdict.loss > HOPELESS * goal:
                 break
     if goal is not None:
         return Search(tuple(tried), None)
     return Search(tuple(tried), min(tried, key=lambda each: each.verdict.divergence.divergence.value))
+
+
+def _let_go(candidate: Candidate) -> None:
+    """Delete what was kept of a candidate that will not be written, unless it took long: a killed run then has it."""
+    work = candidate.made[1]
+    if work is not None and candidate.recipe.method not in SLOW:
+        work.delete()
 
 
 def by_size(

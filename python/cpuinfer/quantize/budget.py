@@ -13,10 +13,10 @@ from cpuinfer.errors import InvalidRequest
 from cpuinfer.ops import Embed
 from cpuinfer.quantize import scheme as schemes
 from cpuinfer.quantize.allocation import allocate
-from cpuinfer.quantize.calibrated import Progress
 from cpuinfer.quantize.flow import Model
 from cpuinfer.quantize.forward import Floats, State, Table, read_stage, run_stage
 from cpuinfer.quantize.layers import Layer, weighted_error
+from cpuinfer.quantize.outcome import Progress
 from cpuinfer.quantize.recipe import FLOATS, Recipe, fitting_encoding
 from cpuinfer.quantize.stages import Stage, cut
 from cpuinfer.quantize.work import Work

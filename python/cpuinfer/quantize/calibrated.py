@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import InvalidRequest
-from cpuinfer.formats.canonical import FloatRows, Rows
+from cpuinfer.formats.canonical import FloatRows
 from cpuinfer.graph import Graph
 from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Embed
@@ -18,26 +18,17 @@ from cpuinfer.quantize import scheme as schemes
 from cpuinfer.quantize.folding import foldings
 from cpuinfer.quantize.forward import Floats, State, Table, read_matrix, read_stage, run_stage
 from cpuinfer.quantize.layers import Layer
+from cpuinfer.quantize.outcome import Outcome, Progress, outcome
 from cpuinfer.quantize.recipe import FLOATS, Recipe
-from cpuinfer.quantize.result import as_floats, as_scheme, plain
+from cpuinfer.quantize.result import plain
 from cpuinfer.quantize.scheme import Scheme
 from cpuinfer.quantize.stages import Stage, cut
 from cpuinfer.quantize.threaded import Threaded
-from cpuinfer.quantize.work import Work, row_arrays, sliced
+from cpuinfer.quantize.work import Work, row_arrays
 from cpuinfer.weight import Weight
 
-Progress = Callable[[str, float], None]
-"""Takes what is being done and the share that is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A quantised model, before it is a file."""
-
-    weights: Mapping[str, Weight]
-    """By our name, all that the graph reads."""
-    errors: Mapping[str, float]
-    """Of matrices that were looked at, as ``Layer.errors``."""
+ON_WHOLE_LAYERS = ("awq", "autoround")
+"""Methods that choose for several matrices of a layer together, so that all are measured before any is rounded."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,14 +47,14 @@ class Calibrated:
         graph = self.blueprint.graph
         stages = cut(graph)
         done = self.work.finished()
-        states = self._restored(done, stages)
+        states = restored(self.work, done, stages, len(self.texts))
         with ThreadPoolExecutor(self.threads) as executor:
             for i in range(done, len(stages)):
                 self.progress(stages[i].name, i / len(stages))
                 last = i + 1 == len(stages)
                 states = self._advance(graph, stages[i], i, states, executor, last=last)
         self.progress("layers", 1.0)
-        return self._outcome(stages)
+        return outcome(self.blueprint, self.recipe, self.work, stages)
 
     def _advance(
         self, graph: Graph, stage: Stage, index: int, states: list[State], executor: ThreadPoolExecutor, *, last: bool
@@ -73,12 +64,15 @@ class Calibrated:
         values: dict[str, Floats | Table] = {**read_stage(stage, source, frozenset(tables))}
         values |= {name: Table(self._plain(name)) for name in tables}
         values |= {name: read_matrix(self._plain(name)) for name in self._tables() & values.keys() - tables}
-        layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values)
-        if layer.rounded:
-            folded = foldings(graph) if self.recipe.method == "awq" else ()
-            layer.round(layer.measure(states, self.texts), folded, states)
-        after = [] if last else run_stage(graph, stage, layer.values, states, self.texts)
-        self.work.save(index, self._arrays(layer), _state_arrays(after))
+        layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values, executor)
+        if self.recipe.method in ON_WHOLE_LAYERS:
+            if layer.rounded:
+                folded = foldings(graph) if self.recipe.method == "awq" else ()
+                layer.round(layer.measure(states, self.texts), folded, states)
+            after = [] if last else run_stage(graph, stage, layer.values, states, self.texts, executor=executor)
+        else:
+            after = layer.advance(states, self.texts, last=last)
+        self.work.save(index, self._arrays(layer), state_arrays(after))
         return after
 
     def _plain(self, name: str) -> Weight:
@@ -109,48 +103,20 @@ class Calibrated:
             arrays |= row_arrays(f"{name}/", FloatRows(np.atleast_2d(values), "f32"))
         return arrays
 
-    def _restored(self, done: int, stages: Sequence[Stage]) -> list[State]:
-        """What the stage after the last finished one goes on from."""
-        if not done:
-            return [{} for _ in self.texts]
-        if done == len(stages):
-            return []
-        arrays, kept = self.work.state(done - 1), sorted(stages[done - 1].kept, key=lambda value: value.index)
-        expected = {f"{i}/{value.index}" for i in range(len(self.texts)) for value in kept}
-        if arrays.keys() != expected:
-            raise InvalidRequest(f"{self.work.folder}: is of another run: delete it")
-        return [{value: arrays[f"{i}/{value.index}"] for value in kept} for i in range(len(self.texts))]
 
-    def _outcome(self, stages: Sequence[Stage]) -> Outcome:
-        source = self.blueprint.source.weights
-        weights: dict[str, Weight] = {}
-        errors: dict[str, float] = {}
-        for index in range(len(stages)):
-            for name, kind in self.work.names(index).items():
-                weights[name] = self._kept(index, name, source[name], kind)
-                if "error" in kind:
-                    errors[name] = float(self.work.stage(index, f"{name}/error")[f"{name}/error"])
-        for name in self.blueprint.graph.used:
-            if name not in weights:
-                weights[name] = self._plain(name)
-        return Outcome({name: weights[name] for name in self.blueprint.graph.used}, errors)
-
-    def _kept(self, index: int, name: str, source: Weight, kind: set[str]) -> Weight:
-        encoding = self.recipe.encodings.get(name, "F32")
-        if "codes" not in kind and "raw" not in kind:
-
-            def floats(begin: int, end: int) -> Rows:
-                return sliced(self.work.rows(index, f"{name}/", "F32"), begin, end)
-
-            changed = as_floats(source, floats)
-            return changed if encoding == "F32" else plain(changed, encoding, "opt-rtn")
-
-        def rows(begin: int, end: int) -> Rows:
-            return sliced(self.work.rows(index, f"{name}/", encoding), begin, end)
-
-        order = self.work.stage(index, f"{name}/order").get(f"{name}/order") if "order" in kind else None
-        return as_scheme(source, schemes.find(encoding), rows, order)
+def restored(work: Work, done: int, stages: Sequence[Stage], texts: int) -> list[State]:
+    """What the stage after the last finished one goes on from, of so many sequences."""
+    if not done:
+        return [{} for _ in range(texts)]
+    if done == len(stages):
+        return []
+    arrays, kept = work.state(done - 1), sorted(stages[done - 1].kept, key=lambda value: value.index)
+    expected = {f"{i}/{value.index}" for i in range(texts) for value in kept}
+    if arrays.keys() != expected:
+        raise InvalidRequest(f"{work.folder}: is of another run: delete it")
+    return [{value: arrays[f"{i}/{value.index}"] for value in kept} for i in range(texts)]
 
 
-def _state_arrays(states: Sequence[State]) -> dict[str, Floats]:
+def state_arrays(states: Sequence[State]) -> dict[str, npt.NDArray[np.generic]]:
+    """What is gone on from, to be saved."""
     return {f"{i}/{value.index}": x for i, state in enumerate(states) for value, x in state.items()}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.errors import NumericalError
 from cpuinfer.graph import Graph
-from cpuinfer.ops import Value
+from cpuinfer.quantize.operators import Floats, Forward, Observe, State
 from cpuinfer.quantize.stages import Stage
-from cpuinfer.reference import Reference
 from cpuinfer.weight import Weight
 
-Floats = npt.NDArray[np.float32]
-State = dict[Value, Floats]
-"""What stages yet to come read of those done, for one sequence: [tokens, width] each."""
-Observe = Callable[[str, Floats], None]
-"""Sees what a matrix reads, [tokens, k]; of experts, the tokens that each was given."""
+__all__ = ["CHUNK", "Floats", "Observe", "State", "Table", "batches", "read_matrix", "read_stage", "run_stage"]
 CHUNK = 1 << 22
 """Numbers read at once."""
 
@@ -70,19 +66,31 @@ def run_stage(
     texts: Sequence[Sequence[int]],
     *,
     observe: Observe | None = None,
+    executor: Executor | None = None,
+    only_observe: bool = False,
 ) -> list[State]:
-    """A stage on all sequences, one after another; the states after it."""
+    """A stage on all sequences, one after another; the states after it.
 
-    def see(x: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
-        if observe is not None:
-            observe(name, x)  # type: ignore[arg-type]
-        return x
-
-    reference = Reference(graph, lambda name: values[name], activation=see, dtype=np.float32)  # type: ignore[arg-type, return-value]
+    only_observe: these are not wanted, so that the stage's last products are spared.
+    """
+    forward = Forward(graph, values, observe=observe, executor=executor)
     after = []
     for state, tokens in zip(states, texts, strict=True):
         known = dict(state)
-        for op in stage.ops:
-            known.update(reference.apply(op, known, tokens))  # type: ignore[arg-type]
-        after.append({value: known[value].astype(np.float32, copy=False) for value in stage.kept})
+        for op in stage.ops[:-1] if only_observe else stage.ops:
+            known.update(forward.apply(op, known, tokens))
+        if only_observe:
+            forward.look(stage.ops[-1], known, tokens)
+        else:
+            after.append({value: known[value].astype(np.float32, copy=False) for value in stage.kept})
     return after
+
+
+def batches(states: Sequence[State], rows: int) -> Iterator[slice]:
+    """Stretches of sequences that have about so many tokens together."""
+    begin, held = 0, 0
+    for i, state in enumerate(states):
+        held += len(next(iter(state.values())))
+        if held >= rows or i + 1 == len(states):
+            yield slice(begin, i + 1)
+            begin, held = i + 1, 0

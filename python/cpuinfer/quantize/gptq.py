@@ -154,17 +154,19 @@ def _with_fit(
     """Columns in the order given, with scales known beforehand."""
     n, k = w.shape
     group = spans(scheme, k)[0]
-    codes = np.empty((n, k), np.uint8)
+    codes = np.empty((k, n), np.uint8)
     walk = _Walk(w[:, taken], factor, scheme.levels)
+    scales = np.ascontiguousarray(fit.scale.T)
+    offsets = None if fit.offset is None else np.ascontiguousarray(fit.offset.T)
 
     def read(column: int) -> tuple[Floats, Floats | None]:
         at = taken[column] // group
-        return fit.scale[:, at], None if fit.offset is None else fit.offset[:, at]
+        return scales[at], None if offsets is None else offsets[at]
 
     for begin in range(0, k, LAZY):
         end = min(begin + LAZY, k)
-        codes[:, taken[begin:end]] = walk.round(begin, end, read).T
-    return codes
+        codes[taken[begin:end]] = walk.round(begin, end, read)
+    return np.ascontiguousarray(codes.T)
 
 
 class _Walk:

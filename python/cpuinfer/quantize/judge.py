@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from cpuinfer.evaluate import choices, divergence, save_logits
 from cpuinfer.llm import LLM
 from cpuinfer.loader import Blueprint
 from cpuinfer.quantize.forward import read_matrix
+from cpuinfer.quantize.streamed import Streamed
 from cpuinfer.weight import Weight
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 WINDOW = 512
 LETTERS = 32_000
 """Of the held-out text, which are some 8,000 tokens of English."""
+STREAMED_FROM = 1 << 30
+"""Bytes of a source, as it would be loaded, from which on it is taken through its texts stage by stage: a fixed number,
+for results should not depend on what memory is free."""
+QUESTIONS = 64
+"""Answered together by a source that is read anew for each lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,9 @@ class Judge:
 
     def __enter__(self) -> Judge:
         try:
-            with self._opened(self._blueprint) as llm:
-                save_logits(llm, self._text, self._path, window=self._window)
-                self._accuracy = self._answers(llm)
+            with self._source() as model:
+                save_logits(model, self._text, self._path, window=self._window, stride=self._window)
+                self._accuracy = self._answers(model)
         except NumericalError as error:
             raise self._explained(error) from None
         return self
@@ -95,7 +102,15 @@ class Judge:
     def _opened(self, blueprint: Blueprint) -> LLM:
         return LLM(blueprint, threads=self._threads, context=self._context, prefix_cache=0, deterministic=True)
 
-    def _answers(self, llm: LLM) -> float | None:
+    def _source(self) -> AbstractContextManager[LLM | Streamed]:
+        used = self._blueprint.graph.used
+        if sum(self._blueprint.tensor(name).packed_bytes for name in used) < STREAMED_FROM:
+            return self._opened(self._blueprint)
+        return nullcontext(Streamed(self._blueprint, context=self._context, threads=self._threads))
+
+    def _answers(self, model: LLM | Streamed) -> float | None:
         if not self._questions:
             return None
-        return choices(llm, self._questions, normalise="token", letters=False).accuracy.accuracy.value
+        batch = QUESTIONS if isinstance(model, Streamed) else 8
+        found = choices(model, self._questions, normalise="token", letters=False, batch=batch)
+        return found.accuracy.accuracy.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,18 +11,21 @@ import numpy.typing as npt
 
 from cpuinfer.errors import CpuInferError
 from cpuinfer.graph import Graph
+from cpuinfer.ops import Glu, Linears, Op, inputs
+from cpuinfer.quantize.block import blocks, matrices
 from cpuinfer.quantize.folding import Folding, fold
-from cpuinfer.quantize.forward import Floats, State, Table, run_stage
-from cpuinfer.quantize.quantised import Quantised
+from cpuinfer.quantize.forward import Floats, State, Table, batches, run_stage
+from cpuinfer.quantize.operators import Forward
+from cpuinfer.quantize.quantised import Quantised, squares
 from cpuinfer.quantize.recipe import Recipe
 from cpuinfer.quantize.scheme import Scheme
-from cpuinfer.quantize.stages import Stage
+from cpuinfer.quantize.stages import Stage, op_inputs
 from cpuinfer.quantize.statistics import Statistics
 
 SAMPLE = 512
 """Inputs of each matrix kept as they are, for methods that try things out."""
-HEAD_TEXTS = 8
-"""Texts the head is run on: only what it reads is wanted, and what it makes is large."""
+TOGETHER = 4096
+"""Tokens whose products are added to a Hessian at once."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Layer:
     """By name, of the matrices to be rounded."""
     values: dict[str, Floats | Table]
     """What a matrix is taken to be from here on: once it is rounded, what the rounded one is."""
+    executor: Executor | None = None
     results: dict[str, Quantised] = field(default_factory=dict)
     changed: dict[str, Floats] = field(default_factory=dict)
     """Tensors that stay floats, and took in what a matrix gave away."""
@@ -52,16 +57,45 @@ class Layer:
         return values[np.arange(len(values))] if isinstance(values, Table) else values
 
     def measure(self, states: Sequence[State], texts: Sequence[Sequence[int]]) -> dict[str, Statistics]:
-        """What the matrices read, by name; those that share an input share the statistics."""
-        shared: dict[str, Statistics] = {}
-        gptq, awq = self.recipe.method == "gptq", self.recipe.method == "awq"
-        for names in self.stage.shared_inputs():
-            wanted = [name for name in names if name in self.schemes]
-            if wanted:
-                k = self.matrix(wanted[0]).shape[1]
-                hessian, capacity = gptq and self.stage.is_layer, SAMPLE if awq else 0
-                one = Statistics.empty(k, hessian=hessian, capacity=capacity, seed=self.recipe.seed)
-                shared |= dict.fromkeys(wanted, one)
+        """What the matrices read, by name, as the stage is now; those that share an input share the statistics."""
+        return self._measure(self.stage, states, texts)
+
+    def advance(self, states: Sequence[State], texts: Sequence[Sequence[int]], *, last: bool = False) -> list[State]:
+        """All sequences through the stage, op by op: each op's matrices are rounded when what they read is known, and
+        then used as they have become.  So one pass measures and goes on, and each matrix is fitted to inputs that all
+        rounding before it has changed.
+
+        last: the states after it are not wanted.
+        """
+        forward = Forward(self.graph, self.values, executor=self.executor)
+        known = [dict(state) for state in states]
+        rounded = {i for i, op in enumerate(self.stage.ops) if self.schemes.keys() & set(matrices(op))}
+        for i, op in enumerate(self.stage.ops):
+            if i in rounded:
+                self.round(self._look(op, known, texts, forward), (), states)
+            if last and i >= max(rounded, default=-1):
+                return []
+            needed = {value for each in self.stage.ops[i + 1 :] for value in inputs(each)} | self.stage.kept
+            for state, tokens in zip(known, texts, strict=True):
+                state.update(forward.apply(op, state, tokens))
+                for value in state.keys() - needed:
+                    del state[value]
+        return known
+
+    def _look(
+        self, op: Op, states: Sequence[State], texts: Sequence[Sequence[int]], forward: Forward
+    ) -> dict[str, Statistics]:
+        if not isinstance(op, (Linears, Glu)):
+            return self._measure(Stage(self.stage.name, (op,), frozenset()), states, texts)
+        found = self._empty(op_inputs(op))
+        for some in batches(states, TOGETHER):
+            x = np.concatenate([forward.reads(op, state) for state in states[some]])
+            for one in {id(one): one for one in found.values()}.values():
+                one.add(x)
+        return found
+
+    def _measure(self, stage: Stage, states: Sequence[State], texts: Sequence[Sequence[int]]) -> dict[str, Statistics]:
+        shared = self._empty(stage.shared_inputs())
         first = {id(one): name for name, one in reversed(shared.items())}
 
         def observe(name: str, x: Floats) -> None:
@@ -69,12 +103,25 @@ class Layer:
             if one is not None and first[id(one)] == name and len(x):
                 one.add(x.reshape(-1, one.k))
 
-        most = len(texts) if self.stage.is_layer else HEAD_TEXTS
-        run_stage(self.graph, self.stage, self.values, states[:most], texts[:most], observe=observe)
+        run_stage(
+            self.graph, stage, self.values, states, texts, observe=observe, executor=self.executor, only_observe=True
+        )
         return shared
 
+    def _empty(self, shared_inputs: Iterable[Sequence[str]]) -> dict[str, Statistics]:
+        found: dict[str, Statistics] = {}
+        gptq, awq = self.recipe.method == "gptq", self.recipe.method == "awq"
+        for names in shared_inputs:
+            wanted = [name for name in names if name in self.schemes]
+            if wanted:
+                k = self.matrix(wanted[0]).shape[1]
+                hessian, capacity = gptq and self.stage.is_layer, SAMPLE if awq else 0
+                one = Statistics.empty(k, hessian=hessian, capacity=capacity, seed=self.recipe.seed)
+                found |= dict.fromkeys(wanted, one)
+        return found
+
     def round(self, statistics: Mapping[str, Statistics], foldings: Iterable[Folding], states: Sequence[State]) -> None:
-        """All matrices, by the recipe's method; those of a head by importance."""
+        """The matrices that were measured, by the recipe's method; those of a head by importance."""
         if self.recipe.method == "autoround" and self.stage.is_layer:
             self._learn(statistics, states)
             return
@@ -83,13 +130,11 @@ class Layer:
             for folding in foldings:
                 if set(folding.weights) <= self.schemes.keys() and folding.source in self.values:
                     scaled |= self._fold(folding, statistics)
-        for name in self.rounded:
-            before = self.matrix(name)
-            counted = statistics[name].mean_square
+        for name, measured in statistics.items():
+            before, counted = self.matrix(name), measured.mean_square
             if name in scaled:
                 counted = counted / scaled[name] ** 2  # what the folded model's matrix reads
-            result = self._round(name, statistics[name], counted)
-            self.take(name, result, before, counted)
+            self.take(name, self._round(name, measured, counted), before, counted)
 
     def take(self, name: str, result: Quantised, before: Floats, counted: Floats) -> None:
         """A matrix is rounded; counted [k]: the mean square of each of its inputs."""
@@ -99,7 +144,6 @@ class Layer:
 
     def _learn(self, statistics: Mapping[str, Statistics], states: Sequence[State]) -> None:
         from cpuinfer.quantize.auto_round import Options, auto_round
-        from cpuinfer.quantize.block import blocks
 
         block = next(block for block in blocks(self.graph) if block.name == self.stage.name)
         before = {name: self.matrix(name) for name in self.stage.weights()}
@@ -151,6 +195,5 @@ class Layer:
 
 def weighted_error(before: Floats, after: Floats, counted: Floats) -> float:
     """The squared error, each column counted [k] times, by the square of what was, counted so too."""
-    total = float(np.einsum("ij,ij,j->", before, before, counted, dtype=np.float64))
-    lost = float(np.einsum("ij,ij,j->", before - after, before - after, counted, dtype=np.float64))
-    return lost / total if total else 0.0
+    total = squares(before, counted)
+    return squares(before - after, counted) / total if total else 0.0

@@ -108,3 +108,11 @@ def sampled_error(delta: npt.NDArray[np.floating], sample: Floats) -> float:
         out = sample @ delta[begin : begin + ROWS].astype(np.float32, copy=False).T
         total += float(np.einsum("ij,ij->", out, out, dtype=np.float64))
     return total / len(sample)
+
+
+def squares(x: Floats, counted: Floats) -> float:
+    """The sum of the squares of [n, k], each column counted [k] times."""
+    total = np.zeros(x.shape[1])
+    for begin in range(0, len(x), ROWS):
+        total += np.einsum("ij,ij->j", x[begin : begin + ROWS], x[begin : begin + ROWS]).astype(np.float64)
+    return float(total @ counted.astype(np.float64))

@@ -77,10 +77,11 @@ def as_floats(source: Weight, rows: Fetch, encoding: str = "F32") -> Weight:
     )
 
 
-def plain(source: Weight, encoding: str | None, method: str) -> Weight:
-    """A tensor rounded as it is read, a stretch of rows at a time, by a method that needs no calibration text.
+def plain(source: Weight, encoding: str | None, method: str, counted: npt.NDArray[np.float32] | None = None) -> Weight:
+    """A tensor rounded as it is read, a stretch of rows at a time, by a method that takes each row by itself.
 
-    None leaves it as it is stored: vectors, and matrices that the file's own encoding is kept of.
+    counted [k]: what the square of an error counts in each column.  As encoding, None
+    leaves it as it is stored: vectors, and matrices that the file's own encoding is kept of.
     """
     if encoding is None or len(source.shape) == 1:
         return source
@@ -92,12 +93,12 @@ def plain(source: Weight, encoding: str | None, method: str) -> Weight:
         try:
             if isinstance(scheme, BlockScheme) and method != "hqq":
                 w = _stored(source, begin, end)
-                return BlockRows(scheme.encode(w, search=method != "rtn"), scheme.form, source.shape[1])
+                return BlockRows(scheme.encode(w, counted, search=method != "rtn"), scheme.form, source.shape[1])
             w = _some(source, begin, end)
             if method == "hqq" and scheme.has_offset:
                 result = hqq(w, scheme)
                 return scheme.rows(result.codes, result.fit)
-            fit = scheme.fit(w, search=method != "rtn")
+            fit = scheme.fit(w, counted, search=method != "rtn")
             return scheme.rows(scheme.codes(w, fit), fit)
         except CpuInferError as error:
             raise type(error)(f"{source.name}, rows from {begin}: {error}") from None

@@ -31,19 +31,24 @@ class Stage:
     def shared_inputs(self) -> Iterator[tuple[str, ...]]:
         """Matrices that read the same input, as they come: queries, keys and values; gate and up; those of experts."""
         for op in self.ops:
-            match op:
-                case Linears():
-                    yield op.weights
-                case Glu():
-                    yield (op.gate, op.up)
-                case Experts():
-                    yield (op.router,)
-                    yield (op.gate, op.up)
-                    yield (op.down,)
+            yield from op_inputs(op)
 
     def weights(self) -> list[str]:
         """All it reads, each once."""
         return list(dict.fromkeys(name for op in self.ops for name in tensors(op)))
+
+
+def op_inputs(op: Op) -> Iterator[tuple[str, ...]]:
+    """The matrices of an op, those that read the same together."""
+    match op:
+        case Linears():
+            yield op.weights
+        case Glu():
+            yield (op.gate, op.up)
+        case Experts():
+            yield (op.router,)
+            yield (op.gate, op.up)
+            yield (op.down,)
 
 
 def cut(graph: Graph) -> list[Stage]:

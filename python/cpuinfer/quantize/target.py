@@ -126,11 +126,12 @@ def encodings(
     source = blueprint.source
     weights = source.weights
     kept = [(pattern, _meant(target, label, wanted)) for pattern, wanted in keep]
-    tensors = tensors_of(target, source)
     if target.kind == "gguf":
         placed, architecture = _placed(source)
+        tensors = {each.name: each.parts for each in placed}
         chosen = asked_for(mix_of(source, placed, architecture, label, importance=importance), weights, kept)
     else:
+        tensors = tensors_of(target, source)
         packed = {part for parts in tensors.values() for part in parts}
         packed -= holding.refused_shapes(target.kind, label, weights, tensors)
         chosen = assign(weights, label, packed, one_type=target.kind == "gptq", keep=kept)
