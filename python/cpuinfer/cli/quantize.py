@@ -38,7 +38,8 @@ too).  With --goal 1% it keeps the first that raises the perplexity of held-out 
 them all on the size that --format or --bits name (else Q4_K_M), and keeps the least divergence from the source.
 
 Calibration reads 128 stretches of 512 tokens; for models of more than 170M weights fewer, as long as there are 1.5
-tokens for each input of the widest matrix.  For 3 bits and less, more (--windows 128) are worth the time.
+tokens for each input of the widest matrix.  Of those, importance reads 8, whatever their number.  For gptq in 3 bits
+and less, more (--windows 128) are worth the time.
 
 A run that was stopped goes on where it was when it is started again with the same options.
 

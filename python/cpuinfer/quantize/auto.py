@@ -15,8 +15,9 @@ from cpuinfer.quantize.scheme import find
 from cpuinfer.weight import Weight
 
 METHODS: tuple[Method, ...] = ("opt-rtn", "importance", "gptq")
-SLOW: tuple[Method, ...] = ("awq", "gptq", "autoround")
 THOROUGH: tuple[Method, ...] = (*METHODS, "autoround")
+SLOW: tuple[Method, ...] = ("awq", "gptq", "autoround")
+"""What is kept of these even if it is not chosen, so that a killed run need not do it again."""
 HOPELESS = 8.0
 """Times the goal: after so large a loss a size is given up, and the next one's turn comes.  A choice, to save time."""
 
@@ -82,11 +83,12 @@ def search(
             candidate = Candidate(wanted, made, judge.verdict(made[0].weights))
             tried.append(candidate)
             found(candidate)
-            if goal is not None and candidate.verdict.loss <= goal:
+            if goal is None:
+                continue
+            if candidate.verdict.loss <= goal:
                 return Search(tuple(tried), candidate)
-            if goal is not None:
-                _let_go(candidate)
-            if goal is not None and candidate.verdict.loss > HOPELESS * goal:
+            _let_go(candidate)
+            if candidate.verdict.loss > HOPELESS * goal:
                 break
     if goal is not None:
         return Search(tuple(tried), None)
@@ -94,7 +96,7 @@ def search(
 
 
 def _let_go(candidate: Candidate) -> None:
-    """Delete what was kept of a candidate that will not be written, unless it took long: a killed run then has it."""
+    """Delete what was kept of a candidate that will not be written, unless it took long."""
     work = candidate.made[1]
     if work is not None and candidate.recipe.method not in SLOW:
         work.delete()

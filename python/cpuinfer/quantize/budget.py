@@ -14,7 +14,7 @@ from cpuinfer.ops import Embed
 from cpuinfer.quantize import scheme as schemes
 from cpuinfer.quantize.allocation import allocate
 from cpuinfer.quantize.flow import Model
-from cpuinfer.quantize.forward import Floats, State, Table, read_stage, run_stage
+from cpuinfer.quantize.forward import State, read_stage, run_stage
 from cpuinfer.quantize.layers import Layer, weighted_error
 from cpuinfer.quantize.outcome import Progress
 from cpuinfer.quantize.recipe import FLOATS, Recipe, fitting_encoding
@@ -131,10 +131,7 @@ def measure(model: Model, open_to: Mapping[str, Sequence[str]], work: Work, prog
 
 
 def _layer(model: Model, stage: Stage, open_to: Mapping[str, Sequence[str]]) -> Layer:
-    source = model.blueprint.source.weights
-    tables = frozenset(op.table for op in stage.ops if isinstance(op, Embed))
-    values: dict[str, Floats | Table] = {**read_stage(stage, source, tables)}
-    values |= {name: Table(source[name]) for name in tables}
+    values = read_stage(stage, model.blueprint.source.weights)
     found = {name: schemes.find(open_to[name][0]) for name in stage.weights() if name in open_to}
     return Layer(model.blueprint.graph, stage, Recipe(method="importance", encodings={}, label=""), found, values)
 

@@ -16,7 +16,7 @@ from cpuinfer.loader import Blueprint
 from cpuinfer.ops import Embed
 from cpuinfer.quantize import scheme as schemes
 from cpuinfer.quantize.folding import foldings
-from cpuinfer.quantize.forward import Floats, State, Table, read_matrix, read_stage, run_stage
+from cpuinfer.quantize.forward import State, read_stage, run_stage
 from cpuinfer.quantize.layers import Layer
 from cpuinfer.quantize.outcome import Outcome, Progress, outcome
 from cpuinfer.quantize.recipe import FLOATS, Recipe
@@ -59,11 +59,8 @@ class Calibrated:
     def _advance(
         self, graph: Graph, stage: Stage, index: int, states: list[State], executor: ThreadPoolExecutor, *, last: bool
     ) -> list[State]:
-        source = self.blueprint.source.weights
-        tables = {op.table for op in stage.ops if isinstance(op, Embed)}
-        values: dict[str, Floats | Table] = {**read_stage(stage, source, frozenset(tables))}
-        values |= {name: Table(self._plain(name)) for name in tables}
-        values |= {name: read_matrix(self._plain(name)) for name in self._tables() & values.keys() - tables}
+        weights = {name: self.blueprint.source.weights[name] for name in stage.weights()}
+        values = read_stage(stage, weights | {name: self._plain(name) for name in self._tables() & weights.keys()})
         layer = Layer(graph, stage, self.recipe, self._schemes(stage, executor), values, executor)
         if self.recipe.method in ON_WHOLE_LAYERS:
             if layer.rounded:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cpuinfer.errors import NumericalError
 from cpuinfer.graph import Graph
+from cpuinfer.ops import Embed
 from cpuinfer.quantize.operators import Floats, Forward, Observe, State
 from cpuinfer.quantize.stages import Stage
 from cpuinfer.weight import Weight
@@ -49,11 +50,19 @@ class Table:
         return np.concatenate([self._weight.rows(int(i), int(i) + 1).to_float(np.float32) for i in rows])[where]
 
 
-def read_stage(stage: Stage, weights: Mapping[str, Weight], tables: frozenset[str]) -> dict[str, Floats]:
-    """All weights of a stage but tables.  NumericalError, naming it, for one that holds NaN or infinity."""
-    found = {name: read_matrix(weights[name]) for name in stage.weights() if name not in tables}
-    for name, values in found.items():
-        if not np.isfinite(values).all():
+def read_stage(stage: Stage, weights: Mapping[str, Weight]) -> dict[str, Floats | Table]:
+    """All weights of a stage, embedding tables to be read by row.
+
+    Raises NumericalError, naming it, for one that holds NaN or infinity.
+    """
+    tables = {op.table for op in stage.ops if isinstance(op, Embed)}
+    found: dict[str, Floats | Table] = {}
+    for name in stage.weights():
+        if name in tables:
+            found[name] = Table(weights[name])
+        elif np.isfinite(values := read_matrix(weights[name])).all():
+            found[name] = values
+        else:
             raise NumericalError(f"{weights[name].name}: holds NaN or infinity")
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpuinfer.loader import Blueprint
-from cpuinfer.ops import Embed
 from cpuinfer.quantize.calibrated import restored, state_arrays
-from cpuinfer.quantize.forward import Floats, State, Table, read_stage, run_stage
+from cpuinfer.quantize.forward import Floats, State, read_stage, run_stage
 from cpuinfer.quantize.outcome import Progress
 from cpuinfer.quantize.stages import Stage, cut
 from cpuinfer.quantize.statistics import Statistics
@@ -60,9 +59,7 @@ class Inputs:
         last: bool,
     ) -> tuple[dict[str, npt.NDArray[np.generic]], list[State]]:
         source = self.blueprint.source.weights
-        tables = frozenset(op.table for op in stage.ops if isinstance(op, Embed))
-        values: dict[str, Floats | Table] = {**read_stage(stage, source, tables)}
-        values |= {name: Table(source[name]) for name in tables}
+        values = read_stage(stage, source)
         groups = list(stage.shared_inputs())
         found = {names[0]: Statistics.empty(source[names[0]].shape[1], hessian=False) for names in groups}
 
@@ -77,8 +74,5 @@ class Inputs:
 
 def spread(texts: Sequence[Sequence[int]], count: int) -> Sequence[Sequence[int]]:
     """At most so many, from all parts."""
-    return [texts[i] for i in _spread(len(texts), count)]
-
-
-def _spread(there: int, count: int) -> Iterable[int]:
-    return sorted({i * there // count for i in range(count)}) if there > count else range(there)
+    there = len(texts)
+    return [texts[i * there // count] for i in range(count)] if there > count else texts

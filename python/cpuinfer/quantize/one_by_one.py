@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cpuinfer.formats.canonical import Rows
 from cpuinfer.loader import Blueprint
+from cpuinfer.quantize.forward import Floats
 from cpuinfer.quantize.outcome import Outcome, Progress, outcome
 from cpuinfer.quantize.quantised import squares
 from cpuinfer.quantize.recipe import FLOATS, Recipe
@@ -23,7 +24,6 @@ from cpuinfer.weights import concatenated
 
 PIECE = 1 << 20
 """Weights that a thread rounds at once."""
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from cpuinfer.evaluate.scoring import Model, Tokens
 from cpuinfer.loader import Blueprint
-from cpuinfer.ops import Embed, Linears, inputs
-from cpuinfer.quantize.forward import Floats, State, Table, read_matrix, read_stage, run_stage
+from cpuinfer.ops import Linears, inputs
+from cpuinfer.quantize.forward import Floats, State, read_matrix, read_stage, run_stage
 from cpuinfer.quantize.operators import Forward
 from cpuinfer.quantize.stages import cut
 
@@ -43,10 +43,7 @@ class Streamed(Model):
         states: list[State] = [{} for _ in texts]
         with ThreadPoolExecutor(self._threads) as executor:
             for stage in layers:
-                source = self._blueprint.source.weights
-                tables = frozenset(op.table for op in stage.ops if isinstance(op, Embed))
-                values: dict[str, Floats | Table] = {**read_stage(stage, source, tables)}
-                values |= {name: Table(source[name]) for name in tables}
+                values = read_stage(stage, self._blueprint.source.weights)
                 states = run_stage(self._blueprint.graph, stage, values, states, texts, executor=executor)
         return (
             self._rows(state, text, len(context) - 1)
